@@ -1,0 +1,2 @@
+//! `berthctl`, the command line for people.
+fn main() {}

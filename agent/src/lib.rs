@@ -1,0 +1,3 @@
+//! The berth node agent.
+
+pub mod block;

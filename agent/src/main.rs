@@ -1,0 +1,2 @@
+//! `berthd`, the node daemon.
+fn main() {}

@@ -1,0 +1,13 @@
+//! iSCSI (RFC 7143) in both roles, as a sans-I/O core.
+//!
+//! Outside of `net` (feature `tokio`) nothing here awaits, reads a clock or owns a socket.
+//!
+//! ```text
+//! submit -> session (task, CmdSN window) -> pdu (header + payload slices, digests) -> SendQueue
+//! event  <- session <----------------------- pdu <- frame <------------------------- ReceiveBuffer
+//! ```
+
+pub mod pdu;
+pub mod types;
+
+pub use berth_iobuf::Payload;
