@@ -9,8 +9,14 @@
 //!                <- Hub <- ............ poll_complete ........... <-
 //! ```
 
+pub mod align;
 mod device;
+pub mod fault;
 pub mod hub;
+#[cfg(test)]
+mod model;
+pub mod split;
+pub mod stats;
 
 pub use berth_iobuf::Payload;
 pub use device::{
