@@ -7,7 +7,10 @@
 //! event  <- session <----------------------- pdu <- frame <------------------------- ReceiveBuffer
 //! ```
 
+pub mod error;
+pub mod name;
 pub mod pdu;
 pub mod types;
 
 pub use berth_iobuf::Payload;
+pub use error::Error;
