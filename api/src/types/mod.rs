@@ -1,0 +1,35 @@
+//! Requests and answers of the API, one file a resource.
+//!
+//! Requests refuse unknown fields, so that a typo is an error and not a silent default. Answers may
+//! grow fields: a client ignores those it does not know. Units are in the names; times are
+//! milliseconds since 1970 (UTC).
+
+mod attach;
+mod attachment;
+mod discovery;
+mod event;
+mod node;
+mod operation;
+
+pub use attach::{
+    AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
+    MutualChap, RecoveryTimeout, Source,
+};
+pub use attachment::{
+    Attachment, AttachmentList, AttachmentState, AuthSummary, ChapSummary, Connection, Counters,
+    Identity, IscsiSummary, OpCounters, Path, PathState, Reason, Session, SourceSummary,
+};
+pub use discovery::{DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest};
+pub use event::{Event, EventKind, NewEvent};
+pub use node::{CheckResult, Health, KernelNbd, Node, NodeLimits};
+pub use operation::{Operation, OperationKind, OperationState};
+
+/// Milliseconds since 1970 (UTC), now.
+#[must_use]
+pub fn unix_ms_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
