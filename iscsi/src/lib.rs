@@ -10,6 +10,7 @@
 pub mod error;
 pub mod name;
 pub mod pdu;
+pub mod scsi;
 pub mod types;
 
 pub use berth_iobuf::Payload;
