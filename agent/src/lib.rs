@@ -1,3 +1,4 @@
 //! The berth node agent.
 
 pub mod block;
+pub mod nbd;
