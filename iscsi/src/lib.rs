@@ -8,6 +8,7 @@
 //! ```
 
 pub mod error;
+pub mod login;
 pub mod name;
 pub mod pdu;
 pub mod scsi;
