@@ -8,8 +8,16 @@
 //! part is what the reply is for. A length field inside a reply is never believed beyond the bytes
 //! that are there.
 
+pub mod alua;
+pub mod capacity;
 pub mod cdb;
 mod field;
+pub mod inquiry;
+pub mod luns;
+pub mod mode;
+pub mod opcodes;
+pub mod provisioning;
+pub mod reservation;
 pub mod sense;
 pub mod status;
 

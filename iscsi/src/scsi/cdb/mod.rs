@@ -189,7 +189,8 @@ impl Cdb {
         Self::sixteen(0x91, 0, lba, blocks)
     }
 
-    /// UNMAP (SBC-3 5.28); the parameter list is built by `UnmapList`.
+    /// UNMAP (SBC-3 5.28); the parameter list is built by
+    /// [`super::provisioning::UnmapList`].
     #[must_use]
     pub const fn unmap(parameter_len: u16) -> Self {
         Self::ten(0x42, 0, 0, 0, parameter_len)
