@@ -19,6 +19,8 @@ pub mod keys;
 mod negotiate;
 mod offer;
 mod status;
+#[cfg(feature = "target")]
+mod target;
 pub mod text;
 
 pub use chap::{ChallengeLog, ChapAlgorithm, Secret};
@@ -30,3 +32,12 @@ pub use initiator::InitiatorLogin;
 pub use keys::Key;
 pub use offer::{DigestPolicy, Negotiated, Offer, TaskReporting};
 pub use status::NextMove;
+#[cfg(feature = "target")]
+pub use target::{
+    Account, Admission, Directory, Established, Identity, LoginFaults, Refusal, SessionGrant,
+    TargetAuth, TargetLogin, TargetLoginConfig, TargetStep,
+};
+
+#[cfg(test)]
+#[cfg(feature = "target")]
+mod pair_tests;

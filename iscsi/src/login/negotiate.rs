@@ -16,7 +16,7 @@ use super::text::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Initiator,
-    #[allow(dead_code)] // the target's side
+    #[cfg(feature = "target")]
     Target,
 }
 
@@ -117,7 +117,7 @@ impl Negotiator {
     }
 
     /// For a target, which knows the kind of session only after the first request.
-    #[allow(dead_code)] // the target's side
+    #[cfg(feature = "target")]
     pub(super) fn set_session(&mut self, offer: Offer, discovery: bool, leading: bool) {
         self.offer = offer;
         self.discovery = discovery;
@@ -261,6 +261,7 @@ impl Negotiator {
         let answers_us = std::mem::take(&mut state.pending);
         let wrong_sender = match self.role {
             Role::Initiator => Sender::Initiator,
+            #[cfg(feature = "target")]
             Role::Target => Sender::Target,
         };
         if spec.sender == wrong_sender {
@@ -528,6 +529,12 @@ impl Negotiator {
     /// Whether the peer offered something that we agreed to, but has not read our answer.
     pub(super) fn owes_answers(&self) -> bool {
         self.binding_answers
+    }
+
+    /// Whether answers to our offers are still due.
+    #[cfg(feature = "target")]
+    pub(super) fn awaits_answers(&self) -> bool {
+        self.keys.iter().any(|state| state.pending)
     }
 
     /// Ends the negotiation: defaults for whatever was not answered.
