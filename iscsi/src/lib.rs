@@ -12,6 +12,7 @@ pub mod login;
 pub mod name;
 pub mod pdu;
 pub mod scsi;
+pub mod session;
 pub mod types;
 
 pub use berth_iobuf::Payload;
