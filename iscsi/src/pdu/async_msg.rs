@@ -99,3 +99,78 @@ impl AsyncMessage {
         split_sense(&self.data).1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::sense_data;
+    use crate::pdu::testing::known_pdu;
+    use crate::types::{CmdSn, StatSn};
+
+    known_pdu! {
+        /// The target will drop connection 3; come back after 2 seconds and within 20 more.
+        drop: AsyncMessage,
+        Digests::NONE,
+        "32800000 00000000 00000000 00000000 ffffffff 00000000 00000009 00000008
+         00000047 02000003 00020014 00000000",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::AsyncMessage));
+            assert_eq!(bhs.0[EVENT], AsyncMessage::CONNECTION_DROP);
+            assert!(bhs.itt().is_none());
+        },
+        AsyncMessage {
+            lun: Lun::default(),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            event: AsyncMessage::CONNECTION_DROP,
+            vendor_code: 0,
+            parameter1: 3,
+            parameter2: 2,
+            parameter3: 20,
+            data: Payload::new(),
+        }
+    }
+
+    known_pdu! {
+        /// The capacity of LUN 1 has changed, in descriptor sense.
+        news: AsyncMessage,
+        Digests::NONE,
+        "32800000 0000000a 00010000 00000000 ffffffff 00000000 00000009 00000008
+         00000047 00550000 00000000 00000000 00087206 2a090000 00000000",
+        |bhs| assert_eq!(bhs.lun().number(), Some(1)),
+        AsyncMessage {
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            event: AsyncMessage::SCSI_EVENT,
+            vendor_code: 0x55,
+            parameter1: 0,
+            parameter2: 0,
+            parameter3: 0,
+            data: sense_data(&[0x72, 6, 0x2a, 9, 0, 0, 0, 0]),
+        }
+    }
+
+    #[test]
+    fn sense_and_event_data_come_apart() {
+        // RFC 7143 11.9.3
+        let message = AsyncMessage {
+            lun: Lun::default(),
+            sn: TargetSn::default(),
+            event: AsyncMessage::SCSI_EVENT,
+            vendor_code: 0,
+            parameter1: 0,
+            parameter2: 0,
+            parameter3: 0,
+            data: Payload::from(vec![0, 2, 0x72, 6, 7, 8]),
+        };
+        assert_eq!(message.sense(), &[0x72, 6][..]);
+        assert_eq!(message.event_data().to_bytes(), &[7, 8][..]);
+    }
+}

@@ -188,3 +188,130 @@ fn offset(what: &'static str, bhs: &Bhs, data: &Payload) -> Result<u32, Error> {
     }
     Ok(offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::{header, known_pdu};
+    use crate::types::CmdSn;
+    use bytes::Bytes;
+
+    known_pdu! {
+        /// Five bytes for an R2T.
+        solicited: DataOut,
+        Digests::BOTH,
+        "05800000 00000005 00000000 00000000 00000010 000000a5 00000000 00000009
+         00000000 00000000 00000000 00000000 f9b0dbce 68656c6c 6f000000 b3ed0390",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::DataOut));
+            assert_eq!(bhs.ttt(), Ttt(0xa5));
+            assert_eq!(bhs.data_len_bytes(), 5);
+        },
+        DataOut {
+            final_: true,
+            lun: Lun::default(),
+            itt: Itt(0x10),
+            ttt: Ttt(0xa5),
+            exp_stat_sn: StatSn(9),
+            data_sn: 0,
+            buffer_offset_bytes: 0,
+            data: Payload::from(&b"hello"[..]),
+        }
+    }
+
+    known_pdu! {
+        /// A middle part of a read, acknowledgement wanted.
+        middle: DataIn,
+        Digests::NONE,
+        "25400000 00000004 00010000 00000000 00000010 000000a6 00000000 00000008
+         00000047 00000002 00002000 00000000 01020304",
+        |bhs| assert_eq!(bhs.flags(), ACKNOWLEDGE),
+        DataIn {
+            final_: false,
+            acknowledge: true,
+            status: None,
+            residual: Residual::None,
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            itt: Itt(0x10),
+            ttt: Ttt(0xa6),
+            sn: TargetSn {
+                stat_sn: StatSn(0),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            data_sn: 2,
+            buffer_offset_bytes: 0x2000,
+            data: Payload::from(&[1u8, 2, 3, 4][..]),
+        }
+    }
+
+    known_pdu! {
+        /// The last data with its status and an underflow (phase collapse).
+        last: DataIn,
+        Digests::NONE,
+        "25830000 00000002 00000000 00000000 00000010 ffffffff 00000009 00000008
+         00000047 00000003 00002004 00000006 05060000",
+        |bhs| {
+            assert_eq!(bhs.flags(), FINAL | UNDERFLOW | HAS_STATUS);
+            assert_eq!(bhs.u32(RESIDUAL), 6);
+        },
+        DataIn {
+            final_: true,
+            acknowledge: false,
+            status: Some(0),
+            residual: Residual::Underflow(6),
+            lun: Lun::default(),
+            itt: Itt(0x10),
+            ttt: Ttt::NONE,
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            data_sn: 3,
+            buffer_offset_bytes: 0x2004,
+            data: Payload::from(&[5u8, 6][..]),
+        }
+    }
+
+    fn frame(opcode: Opcode, flags: u8, offset: u32, len: usize) -> Frame {
+        let mut bhs = header(opcode, flags);
+        bhs.put_u32(BUFFER_OFFSET, offset);
+        Frame {
+            bhs,
+            ahs: Bytes::new(),
+            data: Payload::zeroes(len),
+        }
+    }
+
+    #[test]
+    fn a_status_needs_the_final_bit_and_one_residual() {
+        // RFC 7143 11.7.3
+        for (flags, ok) in [
+            (HAS_STATUS, false),
+            (FINAL | HAS_STATUS, true),
+            (FINAL | HAS_STATUS | OVERFLOW, true),
+            (FINAL | HAS_STATUS | OVERFLOW | UNDERFLOW, false),
+            // Without a status they mean nothing.
+            (FINAL | OVERFLOW | UNDERFLOW, true),
+        ] {
+            let parsed = DataIn::parse(frame(Opcode::DataIn, flags, 0, 0));
+            assert_eq!(parsed.is_ok(), ok, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn offsets_that_overflow_are_refused() {
+        for (offset, len, ok) in [
+            (u32::MAX, 0, true),
+            (u32::MAX, 1, false),
+            (u32::MAX - 512, 512, true),
+            (u32::MAX - 511, 512, false),
+        ] {
+            let data_in = DataIn::parse(frame(Opcode::DataIn, 0, offset, len));
+            assert_eq!(data_in.is_ok(), ok);
+            let data_out = DataOut::parse(frame(Opcode::DataOut, 0, offset, len));
+            assert_eq!(data_out.is_ok(), ok);
+        }
+    }
+}

@@ -384,3 +384,6 @@ fn put_data(out: &mut SendQueue, data: &Payload, digests: Digests) {
     }
     out.put(&trailer[..len]);
 }
+
+#[cfg(test)]
+mod tests;

@@ -267,3 +267,139 @@ impl LoginResponse {
         emit_data(out, self.bhs(), &self.data, digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::{header, known_pdu};
+    use bytes::Bytes;
+
+    known_pdu! {
+        /// The first request of a login without authentication.
+        first: LoginRequest,
+        Digests::NONE,
+        "43810000 00000070 80123456 00010000 00000001 00000000 00000001 00000000
+         00000000 00000000 00000000 00000000
+         496e6974 6961746f 724e616d 653d6971 6e2e3230 32362d30 312e696f 2e657861
+         6d706c65 3a683100 54617267 65744e61 6d653d69 716e2e32 3032362d 30312e69
+         6f2e6578 616d706c 653a7431 00536573 73696f6e 54797065 3d4e6f72 6d616c00
+         41757468 4d657468 6f643d4e 6f6e6500",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::LoginRequest));
+            assert!(bhs.immediate());
+            assert_eq!(bhs.flags(), FINAL | Stage::Operational as u8);
+            assert_eq!(bhs.data_len_bytes(), 112);
+            assert_eq!(isid(bhs), Isid::random([0x12, 0x34, 0x56], 1));
+        },
+        LoginRequest {
+            transit: true,
+            continue_: false,
+            current_stage: Stage::Security,
+            next_stage: Stage::Operational,
+            version_max: 0,
+            version_min: 0,
+            isid: Isid::random([0x12, 0x34, 0x56], 1),
+            tsih: Tsih(0),
+            itt: Itt(1),
+            cid: Cid(0),
+            cmd_sn: CmdSn(1),
+            exp_stat_sn: StatSn(0),
+            data: Payload::from(
+                &b"InitiatorName=iqn.2026-01.io.example:h1\0TargetName=iqn.2026-01.io.example:t1\0\
+                   SessionType=Normal\0AuthMethod=None\0"[..]
+            ),
+        }
+    }
+
+    known_pdu! {
+        /// The last response of a login.
+        last: LoginResponse,
+        Digests::NONE,
+        "23870000 00000000 80123456 00010102 00000001 00000000 00000009 00000008
+         00000047 00000000 00000000 00000000",
+        |bhs| {
+            assert_eq!(bhs.flags(), FINAL | 1 << 2 | Stage::FullFeature as u8);
+            assert_eq!(bhs.u16(TSIH), 0x0102);
+        },
+        LoginResponse {
+            transit: true,
+            continue_: false,
+            current_stage: Stage::Operational,
+            next_stage: Stage::FullFeature,
+            version_max: 0,
+            version_active: 0,
+            isid: Isid::random([0x12, 0x34, 0x56], 1),
+            tsih: Tsih(0x0102),
+            itt: Itt(1),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            status_class: 0,
+            status_detail: 0,
+            data: Payload::new(),
+        }
+    }
+
+    known_pdu! {
+        /// A request in the middle, with text that goes on, on an existing session.
+        middle: LoginRequest,
+        Digests::NONE,
+        "43440000 00000004 80123456 00010102 00000001 00030000 00000001 00000005
+         00000000 00000000 00000000 00000000 413d5965",
+        |bhs| assert_eq!(bhs.flags(), CONTINUE | 1 << 2),
+        LoginRequest {
+            transit: false,
+            continue_: true,
+            current_stage: Stage::Operational,
+            next_stage: Stage::Operational,
+            version_max: 0,
+            version_min: 0,
+            isid: Isid::random([0x12, 0x34, 0x56], 1),
+            tsih: Tsih(0x0102),
+            itt: Itt(1),
+            cid: Cid(3),
+            cmd_sn: CmdSn(1),
+            exp_stat_sn: StatSn(5),
+            data: Payload::from(&b"A=Ye"[..]),
+        }
+    }
+
+    fn frame(opcode: Opcode, flags: u8, status_class: u8) -> Frame {
+        let mut bhs = header(opcode, flags);
+        bhs.0[STATUS_CLASS] = status_class;
+        Frame {
+            bhs,
+            ahs: Bytes::new(),
+            data: Payload::new(),
+        }
+    }
+
+    #[test]
+    fn reserved_stages_and_contradictions_are_refused() {
+        // RFC 7143 11.12.2, 11.12.3
+        for (flags, ok) in [
+            (0x87, true),
+            (0xc7, false),
+            (0x08, false),
+            (0x8b, false),
+            (0x86, false),
+            // NSG means nothing without T.
+            (0x06, true),
+        ] {
+            let request = LoginRequest::parse(frame(Opcode::LoginRequest, flags, 0));
+            assert_eq!(request.is_ok(), ok, "{flags:#x}");
+            let response = LoginResponse::parse(frame(Opcode::LoginResponse, flags, 0));
+            assert_eq!(response.is_ok(), ok, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_read_whatever_its_stages() {
+        // RFC 7143 11.13.5: the class decides; targets leave rubbish in the stages.
+        let refused = LoginResponse::parse(frame(Opcode::LoginResponse, 0xcb, 2)).unwrap();
+        assert_eq!(refused.status(), LoginStatus::INITIATOR_ERROR);
+        assert!(!refused.transit);
+    }
+}

@@ -124,3 +124,49 @@ impl LogoutResponse {
         emit_header(out, &self.bhs(), digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::known_pdu;
+
+    known_pdu! {
+        /// The end of one connection.
+        request: LogoutRequest,
+        Digests::NONE,
+        "46810000 00000000 00000000 00000000 00000008 00030000 00000008 0000000a
+         00000000 00000000 00000000 00000000",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::LogoutRequest));
+            assert_eq!(bhs.u16(CID), 3);
+        },
+        LogoutRequest {
+            immediate: true,
+            reason: LogoutRequest::CLOSE_CONNECTION,
+            itt: Itt(8),
+            cid: Cid(3),
+            cmd_sn: CmdSn(8),
+            exp_stat_sn: StatSn(10),
+        }
+    }
+
+    known_pdu! {
+        /// Something was left behind; come back after 2 seconds and within 20 more.
+        response: LogoutResponse,
+        Digests::NONE,
+        "26800300 00000000 00000000 00000000 00000008 00000000 00000009 00000008
+         00000047 00000000 00020014 00000000",
+        |bhs| assert_eq!(bhs.0[RESPONSE], LogoutResponse::CLEANUP_FAILED),
+        LogoutResponse {
+            response: LogoutResponse::CLEANUP_FAILED,
+            itt: Itt(8),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            time2wait_s: 2,
+            time2retain_s: 20,
+        }
+    }
+}

@@ -24,9 +24,13 @@ mod logout;
 mod nop;
 mod r2t;
 mod reject;
+#[cfg(test)]
+mod roundtrip;
 mod scsi;
 mod snack;
 mod task_mgmt;
+#[cfg(test)]
+mod testing;
 mod text;
 
 use berth_iobuf::SendQueue;

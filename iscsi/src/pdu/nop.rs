@@ -119,3 +119,73 @@ impl NopIn {
         emit_data(out, self.bhs(), &self.data, digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::{header, known_pdu};
+    use bytes::Bytes;
+
+    known_pdu! {
+        /// The answer to a target's ping.
+        answer: NopOut,
+        Digests { header: true, data: true },
+        "40800000 00000000 00010000 00000000 ffffffff 11223344 00000008 0000000a
+         00000000 00000000 00000000 00000000 c24c4484",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::NopOut));
+            assert!(bhs.immediate());
+            assert!(bhs.itt().is_none());
+            assert_eq!(bhs.ttt(), Ttt(0x1122_3344));
+        },
+        NopOut {
+            immediate: true,
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            itt: Itt::NONE,
+            ttt: Ttt(0x1122_3344),
+            cmd_sn: CmdSn(8),
+            exp_stat_sn: StatSn(10),
+            data: Payload::new(),
+        }
+    }
+
+    known_pdu! {
+        /// The answer to our ping, with its data.
+        pong: NopIn,
+        Digests::NONE,
+        "20800000 00000003 00000000 00000000 00000005 ffffffff 00000009 00000008
+         00000047 00000000 00000000 00000000 61626300",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::NopIn));
+            assert_eq!(bhs.data_len_bytes(), 3);
+            assert!(bhs.ttt().is_none());
+        },
+        NopIn {
+            lun: Lun::default(),
+            itt: Itt(5),
+            ttt: Ttt::NONE,
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            data: Payload::from(&b"abc"[..]),
+        }
+    }
+
+    #[test]
+    fn a_nop_in_cannot_ask_and_answer() {
+        // RFC 7143 11.19.1
+        for (itt, ttt, ok) in [(1, 1, false), (1, u32::MAX, true), (u32::MAX, 1, true)] {
+            let mut bhs = header(Opcode::NopIn, FINAL);
+            bhs.set_itt(Itt(itt));
+            bhs.set_ttt(Ttt(ttt));
+            let frame = Frame {
+                bhs,
+                ahs: Bytes::new(),
+                data: Payload::new(),
+            };
+            assert_eq!(NopIn::parse(frame).is_ok(), ok);
+        }
+    }
+}

@@ -82,3 +82,61 @@ impl R2t {
         emit_header(out, &self.bhs(), digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::{header, known_pdu};
+    use crate::types::{CmdSn, StatSn};
+    use berth_iobuf::Payload;
+    use bytes::Bytes;
+
+    known_pdu! {
+        /// The second R2T of a task.
+        second: R2t,
+        Digests::NONE,
+        "31800000 00000000 00010000 00000000 00000010 000000a5 00000009 00000008
+         00000047 00000001 00040000 00020000",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::R2t));
+            assert_eq!(bhs.u32(R2T_SN), 1);
+        },
+        R2t {
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            itt: Itt(0x10),
+            ttt: Ttt(0xa5),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            r2t_sn: 1,
+            buffer_offset_bytes: 0x4_0000,
+            desired_len_bytes: 0x2_0000,
+        }
+    }
+
+    #[test]
+    fn impossible_wishes_are_refused() {
+        // RFC 7143 11.8.3, 11.8.4
+        for (ttt, offset, len, ok) in [
+            (1, 0, 1, true),
+            (u32::MAX, 0, 1, false),
+            (1, 0, 0, false),
+            (1, u32::MAX, 1, false),
+            (1, u32::MAX - 1, 1, true),
+            (1, 0x8000_0000, 0x8000_0000, false),
+        ] {
+            let mut bhs = header(Opcode::R2t, FINAL);
+            bhs.set_ttt(Ttt(ttt));
+            bhs.put_u32(BUFFER_OFFSET, offset);
+            bhs.put_u32(DESIRED_LEN, len);
+            let parsed = R2t::parse(Frame {
+                bhs,
+                ahs: Bytes::new(),
+                data: Payload::new(),
+            });
+            assert_eq!(parsed.is_ok(), ok, "{offset}+{len}");
+        }
+    }
+}

@@ -69,3 +69,60 @@ impl Reject {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::known_pdu;
+    use crate::types::{CmdSn, StatSn};
+
+    known_pdu! {
+        /// Too many immediate commands: the NOP-Out with ITT 5 was refused.
+        immediate: Reject,
+        Digests::NONE,
+        "3f800600 00000030 00000000 00000000 ffffffff 00000000 00000009 00000008
+         00000047 00000000 00000000 00000000
+         40800000 00000000 00000000 00000000 00000005 ffffffff 00000008 0000000a
+         00000000 00000000 00000000 00000000",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::Reject));
+            assert_eq!(bhs.0[REASON], 6);
+        },
+        Reject {
+            reason: RejectReason::IMMEDIATE_COMMAND.0,
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            data_sn: 0,
+            data: {
+                let mut bhs = Bhs::new(Opcode::NopOut, FINAL);
+                bhs.set_immediate(true);
+                bhs.set_itt(Itt(5));
+                bhs.set_ttt(crate::types::Ttt::NONE);
+                bhs.set_request_sn(CmdSn(8), StatSn(10));
+                Payload::from(bhs.0.to_vec())
+            },
+        }
+    }
+
+    #[test]
+    fn the_refused_header_is_found_when_it_is_whole() {
+        // RFC 7143 11.17.4: it may be followed by additional headers.
+        let mut reject = Reject {
+            reason: 4,
+            sn: TargetSn::default(),
+            data_sn: 0,
+            data: Payload::new(),
+        };
+        for (len, whole) in [(0, false), (47, false), (48, true), (52, true)] {
+            reject.data = Payload::from(vec![0x41; len]);
+            assert_eq!(
+                reject.refused().and_then(|bhs| bhs.opcode()),
+                whole.then_some(Opcode::ScsiCommand)
+            );
+        }
+        assert_eq!(reject.reason(), RejectReason::PROTOCOL_ERROR);
+    }
+}

@@ -73,3 +73,48 @@ impl Snack {
         emit_header(out, &self.bhs(), digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::known_pdu;
+
+    known_pdu! {
+        /// Two Data-In are missing.
+        missing_data: Snack,
+        Digests::NONE,
+        "10800000 00000000 00000000 00000000 00000010 ffffffff 00000000 00000009
+         00000000 00000000 00000004 00000002",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::Snack));
+            assert_eq!(bhs.flags() & 0x0f, Snack::DATA_R2T);
+        },
+        Snack {
+            kind: Snack::DATA_R2T,
+            lun: Lun::default(),
+            itt: Itt(0x10),
+            ttt_or_tag: 0xffff_ffff,
+            exp_stat_sn: StatSn(9),
+            beg_run: 4,
+            run_len: 2,
+        }
+    }
+
+    known_pdu! {
+        /// All data so far has arrived.
+        acknowledgement: Snack,
+        Digests::NONE,
+        "10820000 00000000 00010000 00000000 ffffffff 000000a6 00000000 00000009
+         00000000 00000000 00000005 00000000",
+        |bhs| assert!(bhs.itt().is_none()),
+        Snack {
+            kind: Snack::DATA_ACK,
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            itt: Itt::NONE,
+            ttt_or_tag: 0xa6,
+            exp_stat_sn: StatSn(9),
+            beg_run: 5,
+            run_len: 0,
+        }
+    }
+}

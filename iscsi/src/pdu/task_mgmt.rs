@@ -156,3 +156,51 @@ impl TaskManagementResponse {
         emit_header(out, &self.bhs(), digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::known_pdu;
+
+    known_pdu! {
+        /// ABORT TASK for immediate delivery.
+        abort: TaskManagementRequest,
+        Digests::NONE,
+        "42810000 00000000 00020000 00000000 00000006 00000010 00000008 0000000a
+         00000007 00000003 00000000 00000000",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::TaskManagementRequest));
+            assert_eq!(bhs.flags() & 0x7f, TaskManagementRequest::ABORT_TASK);
+            assert_eq!(bhs.u32(REF_CMD_SN), 7);
+        },
+        TaskManagementRequest {
+            immediate: true,
+            function: TaskManagementRequest::ABORT_TASK,
+            lun: Lun([0, 2, 0, 0, 0, 0, 0, 0]),
+            itt: Itt(6),
+            referenced_task: Itt(0x10),
+            cmd_sn: CmdSn(8),
+            exp_stat_sn: StatSn(10),
+            ref_cmd_sn: CmdSn(7),
+            exp_data_sn: 3,
+        }
+    }
+
+    known_pdu! {
+        /// No such task.
+        answer: TaskManagementResponse,
+        Digests::NONE,
+        "22800100 00000000 00000000 00000000 00000006 00000000 00000009 00000008
+         00000047 00000000 00000000 00000000",
+        |bhs| assert_eq!(bhs.0[RESPONSE], TaskManagementResponse::TASK_DOES_NOT_EXIST),
+        TaskManagementResponse {
+            response: TaskManagementResponse::TASK_DOES_NOT_EXIST,
+            itt: Itt(6),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+        }
+    }
+}

@@ -135,3 +135,76 @@ impl TextResponse {
         emit_data(out, self.bhs(), &self.data, digests);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::testing::{header, known_pdu};
+    use bytes::Bytes;
+
+    known_pdu! {
+        /// SendTargets=All
+        send_targets: TextRequest,
+        Digests::NONE,
+        "44800000 00000010 00000000 00000000 00000007 ffffffff 00000008 0000000a
+         00000000 00000000 00000000 00000000 53656e64 54617267 6574733d 416c6c00",
+        |bhs| {
+            assert_eq!(bhs.opcode(), Some(Opcode::TextRequest));
+            assert!(bhs.ttt().is_none());
+            assert_eq!(bhs.data_len_bytes(), 16);
+        },
+        TextRequest {
+            immediate: true,
+            final_: true,
+            continue_: false,
+            lun: Lun::default(),
+            itt: Itt(7),
+            ttt: Ttt::NONE,
+            cmd_sn: CmdSn(8),
+            exp_stat_sn: StatSn(10),
+            data: Payload::from(&b"SendTargets=All\0"[..]),
+        }
+    }
+
+    known_pdu! {
+        /// The first part of a long answer.
+        part: TextResponse,
+        Digests::NONE,
+        "24400000 00000005 00010000 00000000 00000007 00000021 00000009 00000008
+         00000047 00000000 00000000 00000000 54617267 65000000",
+        |bhs| assert_eq!(bhs.flags(), CONTINUE),
+        TextResponse {
+            final_: false,
+            continue_: true,
+            lun: Lun([0, 1, 0, 0, 0, 0, 0, 0]),
+            itt: Itt(7),
+            ttt: Ttt(0x21),
+            sn: TargetSn {
+                stat_sn: StatSn(9),
+                exp_cmd_sn: CmdSn(8),
+                max_cmd_sn: CmdSn(0x47),
+            },
+            data: Payload::from(&b"Targe"[..]),
+        }
+    }
+
+    #[test]
+    fn text_that_goes_on_is_not_the_last() {
+        // RFC 7143 11.10.1, 11.11.1
+        let frame = |opcode, flags| Frame {
+            bhs: header(opcode, flags),
+            ahs: Bytes::new(),
+            data: Payload::new(),
+        };
+        for (flags, ok) in [(0x00, true), (0x40, true), (0x80, true), (0xc0, false)] {
+            assert_eq!(
+                TextRequest::parse(frame(Opcode::TextRequest, flags)).is_ok(),
+                ok
+            );
+            assert_eq!(
+                TextResponse::parse(frame(Opcode::TextResponse, flags)).is_ok(),
+                ok
+            );
+        }
+    }
+}
