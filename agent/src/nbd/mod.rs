@@ -15,4 +15,7 @@
 
 pub mod export;
 pub mod handshake;
+pub mod reply;
+pub mod status;
+pub mod transmission;
 pub mod wire;
