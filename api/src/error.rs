@@ -287,6 +287,16 @@ impl Error {
         self
     }
 
+    /// Names the attachment unless one is named.
+    #[must_use]
+    pub(crate) fn or_attachment(self, name: &AttachmentName) -> Self {
+        if self.attachment.is_some() {
+            self
+        } else {
+            self.with_attachment(name)
+        }
+    }
+
     /// Names who has the volume.
     #[must_use]
     pub fn with_holder(mut self, holder: impl Into<String>) -> Self {

@@ -7,12 +7,16 @@
 //! - [`error`]: codes, the error of a service, and problem+json (RFC 9457)
 //! - [`service`]: what a node does for its callers, as a trait
 //! - [`events`]: the recent events, for [`service::NodeService::events`]
+//! - [`server`]: the HTTP server over any service
+//! - [`client`]: the typed client
 
+pub mod client;
 pub mod error;
 pub mod events;
 pub mod name;
 pub mod portal;
 pub mod secret;
+pub mod server;
 pub mod service;
 pub mod types;
 
