@@ -7,6 +7,7 @@
 //! event  <- session <----------------------- pdu <- frame <------------------------- ReceiveBuffer
 //! ```
 
+pub mod discovery;
 pub mod error;
 pub mod login;
 pub mod name;

@@ -510,3 +510,6 @@ pub(super) fn parse_list(value: &str) -> Option<Vec<&str>> {
         all_consuming(terminated(list, verify(rest, |r: &str| r.is_empty()))).parse(value);
     parsed.ok().map(|(_, items)| items)
 }
+
+#[cfg(test)]
+mod tests;
