@@ -1,1 +1,18 @@
-//! Harness shared by the tests of berth.
+//! Harness shared by the tests of berth: programs as guards that end what they started.
+//!
+//! - [`process`]: a started program with its log and its use of resources.
+//! - [`berthd`]: the daemon under test, and the HTTP requests a user would send it.
+//! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
+//! - [`programs`]: where the programs under test come from.
+//! - [`tool`]: a foreign program that is run to its end, within a deadline.
+
+pub mod berthd;
+pub mod http;
+pub mod peers;
+pub mod ports;
+pub mod process;
+pub mod programs;
+pub mod tool;
+
+pub use berthd::Berthd;
+pub use process::Process;
