@@ -42,6 +42,7 @@ impl DataOut {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the data would end beyond 4 GiB.
+    #[inline]
     pub fn parse(frame: Frame) -> Result<Self, Error> {
         let Frame { bhs, data, .. } = frame;
         Ok(Self {
@@ -108,6 +109,7 @@ impl DataIn {
     /// # Errors
     /// [`Error::Malformed`] when there is a status but F=0 (RFC 7143 11.7.3), when the residual is
     /// overflow and underflow at once, or when the data would end beyond 4 GiB.
+    #[inline]
     pub fn parse(frame: Frame) -> Result<Self, Error> {
         let Frame { bhs, data, .. } = frame;
         let flags = bhs.flags();

@@ -39,6 +39,7 @@ impl R2t {
     /// # Errors
     /// [`Error::Malformed`] when the transfer tag is the reserved one, no data is wanted, or the data
     /// would end beyond 4 GiB.
+    #[inline]
     pub fn parse(frame: Frame) -> Result<Self, Error> {
         let bhs = frame.bhs;
         let (offset, len) = (bhs.u32(BUFFER_OFFSET), bhs.u32(DESIRED_LEN));
