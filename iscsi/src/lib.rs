@@ -11,6 +11,8 @@ pub mod discovery;
 pub mod error;
 pub mod login;
 pub mod name;
+#[cfg(feature = "tokio")]
+pub mod net;
 pub mod pdu;
 pub mod scsi;
 pub mod session;

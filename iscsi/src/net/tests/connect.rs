@@ -1,0 +1,221 @@
+//! Connecting: portals that work, refuse, redirect, talk nonsense or say nothing.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::error::{Error, Incompatibility, LoginStatus, Waiting};
+
+#[tokio::test]
+async fn a_login_gives_a_session() {
+    let (listener, portal) = listen().await;
+    let target = async {
+        let mut peer = Peer::accept(&listener).await;
+        peer.log_in("InitialR2T=No\0FirstBurstLength=8192\0").await;
+        peer
+    };
+    let options = ConnectOptions::default();
+    let (connected, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+    let connected = connected.unwrap();
+    assert_eq!(portal_of(connected.address), portal);
+    assert_eq!(connected.session.login().tsih, Tsih(9));
+    assert!(!connected.session.negotiated().initial_r2t);
+    assert_eq!(connected.session.negotiated().first_burst_bytes, 8192);
+    assert_eq!(connected.session.window_room(), 64);
+    assert_eq!(connected.moved_to, None);
+    assert!(connected.stream.nodelay().unwrap());
+    let socket = socket2::SockRef::from(&connected.stream);
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(
+        socket.tcp_user_timeout().unwrap(),
+        Some(Duration::from_secs(30))
+    );
+}
+
+#[tokio::test]
+async fn a_closed_portal_refuses() {
+    let (listener, portal) = listen().await;
+    drop(listener);
+    let options = ConnectOptions::default();
+    let error = connect(&portal, normal(), &options).await.unwrap_err();
+    assert_eq!(error.error, Error::Lost(ErrorKind::ConnectionRefused));
+    assert_eq!(
+        (error.portal.clone(), error.address),
+        (portal.clone(), None)
+    );
+    assert!(error.to_string().contains(&portal.to_string()), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_portal_ends_at_the_deadline() {
+    let (_listener, portal) = listen().await;
+    let options = ConnectOptions::default();
+    let start = Instant::now();
+    let error = connect(&portal, normal(), &options).await.unwrap_err();
+    assert_eq!(error.error, Error::TimedOut(Waiting::Login));
+    assert_eq!(start.elapsed().as_secs(), options.deadline.as_secs());
+    assert!(error.address.is_some());
+}
+
+#[tokio::test]
+async fn a_portal_that_speaks_something_else_is_refused() {
+    for garbage in [
+        &b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"[..],
+        &[0xff; 4096],
+        &[0; 4096],
+    ] {
+        let (listener, portal) = listen().await;
+        let target = async {
+            let mut peer = Peer::accept(&listener).await;
+            peer.stream.write_all(garbage).await.unwrap();
+            peer
+        };
+        let options = ConnectOptions::default();
+        let (result, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let error = result.unwrap_err().error;
+        assert!(
+            matches!(
+                error,
+                Error::Malformed { .. } | Error::TargetMisbehaved(_) | Error::Rejected(_)
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_portal_that_hangs_up_is_lost() {
+    let (listener, portal) = listen().await;
+    let target = async { Peer::accept(&listener).await.login_request().await };
+    let options = ConnectOptions::default();
+    let (result, _) = tokio::join!(connect(&portal, normal(), &options), target);
+    assert!(matches!(result.unwrap_err().error, Error::Lost(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_never_ends_is_cut_off() {
+    // RFC 7143 6.3: the target may hold back T for ever.
+    let (listener, portal) = listen().await;
+    let target = async {
+        let mut peer = Peer::accept(&listener).await;
+        loop {
+            let Some(Pdu::LoginRequest(request)) = peer.next().await else {
+                return;
+            };
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let held_back = LoginRequest {
+                transit: false,
+                ..request
+            };
+            let mut queue = SendQueue::new();
+            peer.login_response(&held_back, (0, 0), "")
+                .emit(&mut queue, Digests::NONE);
+            if peer.stream.write_all(&queue.to_vec()).await.is_err() {
+                return;
+            }
+        }
+    };
+    let options = ConnectOptions::default();
+    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    assert_eq!(result.unwrap_err().error, Error::TimedOut(Waiting::Login));
+}
+
+#[tokio::test]
+async fn a_refused_login_says_why() {
+    // RFC 7143 11.13.5
+    let (listener, portal) = listen().await;
+    let target = async {
+        let mut peer = Peer::accept(&listener).await;
+        peer.refuse_login((2, 3), "").await;
+    };
+    let options = ConnectOptions::default();
+    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    assert_eq!(
+        result.unwrap_err().error,
+        Error::LoginRejected(LoginStatus::NOT_FOUND)
+    );
+}
+
+fn redirection(portal: &Portal) -> String {
+    format!("TargetAddress={portal}\0")
+}
+
+#[tokio::test]
+async fn redirects_are_followed() {
+    // RFC 7143 11.13.5: 0101 for this time, 0102 from now on.
+    for (detail, permanent) in [(1, false), (2, true)] {
+        let (group, portal) = listen().await;
+        let (node, moved_to) = listen().await;
+        let target = async {
+            let mut peer = Peer::accept(&group).await;
+            peer.refuse_login((1, detail), &redirection(&moved_to))
+                .await;
+            let mut peer = Peer::accept(&node).await;
+            peer.log_in("").await;
+            peer
+        };
+        let options = ConnectOptions::default();
+        let (result, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let connected = result.unwrap();
+        assert_eq!(portal_of(connected.address), moved_to);
+        assert_eq!(connected.moved_to, permanent.then_some(moved_to));
+    }
+}
+
+#[tokio::test]
+async fn a_circle_of_redirects_ends() {
+    let (a, portal) = listen().await;
+    let (b, other) = listen().await;
+    let target = async {
+        let mut peer = Peer::accept(&a).await;
+        peer.refuse_login((1, 1), &redirection(&other)).await;
+        let mut peer = Peer::accept(&b).await;
+        peer.refuse_login((1, 1), &redirection(&portal)).await;
+    };
+    let options = ConnectOptions::default();
+    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    let error = result.unwrap_err();
+    assert!(matches!(
+        error.error,
+        Error::TargetIncompatible(Incompatibility::RedirectLoop { hops: 2, .. })
+    ));
+    assert_eq!(error.portal, other);
+}
+
+#[tokio::test]
+async fn a_long_chain_of_redirects_ends() {
+    let mut portals = Vec::new();
+    for _ in 0..7 {
+        portals.push(listen().await);
+    }
+    let target = async {
+        for at in 0..6 {
+            let mut peer = Peer::accept(&portals[at].0).await;
+            peer.refuse_login((1, 1), &redirection(&portals[at + 1].1))
+                .await;
+        }
+    };
+    let options = ConnectOptions::default();
+    let (result, ()) = tokio::join!(connect(&portals[0].1, normal(), &options), target);
+    assert!(matches!(
+        result.unwrap_err().error,
+        Error::TargetIncompatible(Incompatibility::RedirectLoop { hops: 6, .. })
+    ));
+}
+
+#[tokio::test]
+async fn the_address_that_answers_wins() {
+    let (closed, closed_portal) = listen().await;
+    drop(closed);
+    let (listener, _) = listen().await;
+    let open = listener.local_addr().unwrap();
+    let Host::Ip(ip) = closed_portal.host else {
+        panic!();
+    };
+    let addresses = vec![SocketAddr::new(ip, closed_portal.port), open];
+    let options = ConnectOptions::default();
+    let (_stream, address) = portal::connect(addresses, &options).await.unwrap();
+    assert_eq!(address, open);
+}
