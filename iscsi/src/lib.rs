@@ -16,6 +16,8 @@ pub mod net;
 pub mod pdu;
 pub mod scsi;
 pub mod session;
+#[cfg(feature = "target")]
+pub mod target;
 pub mod types;
 
 pub use berth_iobuf::Payload;
