@@ -223,7 +223,7 @@ fn residuals() {
     let mut write = client.write(7, 1);
     write.expected_len_bytes = 1024;
     let data = pattern(1024, 3);
-    write.data = Payload::from(data.clone());
+    write.data = Payload::from(data);
     client.send(&mut world, write);
     let response = client.recv_response(&mut world);
     assert_eq!(
