@@ -564,3 +564,6 @@ impl Negotiator {
         Ok(result)
     }
 }
+
+#[cfg(test)]
+mod tests;

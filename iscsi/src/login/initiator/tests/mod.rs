@@ -1,6 +1,8 @@
 //! One builder per state; tests grouped by state.
 
-#![allow(dead_code, unused_imports)]
+mod any;
+mod operational;
+mod security;
 
 use super::*;
 use crate::Payload;
@@ -122,60 +124,7 @@ fn negotiated(offer: Offer, answers: &[&str]) -> Result<Negotiated, Error> {
     }
 }
 
-mod first_request {
-    use super::*;
-
-    /// RFC 7143 6.3.1, 11.12: the first PDU of the golden set.
-    #[test]
-    fn carries_names_type_and_method() {
-        let (_, request) = start(normal());
-        assert_eq!(
-            request,
-            LoginRequest {
-                transit: true,
-                continue_: false,
-                current_stage: Stage::Security,
-                next_stage: Stage::Operational,
-                version_max: 0,
-                version_min: 0,
-                isid: Isid([0x80, 0x12, 0x34, 0x56, 0, 1]),
-                tsih: Tsih(0),
-                itt: Itt(1),
-                cid: crate::types::Cid(0),
-                cmd_sn: CmdSn(1),
-                exp_stat_sn: StatSn(0),
-                data: Payload::from(
-                    &b"InitiatorName=iqn.2026-01.io.example:h1\0TargetName=iqn.2026-01.io.example:t1\0\
-                       SessionType=Normal\0AuthMethod=None\0"[..]
-                ),
-            }
-        );
-    }
-}
-
-mod whole_login {
-    use super::*;
-
-    /// RFC 7143 6.3: None, then the defaults for everything that is not answered (6.2).
-    #[test]
-    fn without_answers_defaults_stay() {
-        let (mut login, request) = operational(normal());
-        assert!(request.transit);
-        assert_eq!(request.next_stage, Stage::FullFeature);
-        assert_eq!(request.exp_stat_sn, StatSn(1));
-        let Step::Done(outcome) = login.on_response(&reply(&request, &[])).unwrap() else {
-            panic!("not done");
-        };
-        let want = Negotiated {
-            max_recv_data_segment_bytes: 262_144,
-            target_portal_group_tag: Some(1),
-            ..Negotiated::default()
-        };
-        assert_eq!(outcome.negotiated, want);
-        assert_eq!(outcome.tsih, Tsih(7));
-        assert_eq!(outcome.exp_stat_sn, StatSn(2));
-        assert_eq!(outcome.cmd_sn, CmdSn(1));
-        assert_eq!(outcome.max_cmd_sn, CmdSn(32));
-        assert!(login.on_response(&reply(&request, &[])).is_err());
-    }
+fn misbehaved_with(error: &Error, text: &str) {
+    assert!(matches!(error, Error::TargetMisbehaved(_)), "{error:?}");
+    assert!(error.to_string().contains(text), "{error}");
 }
