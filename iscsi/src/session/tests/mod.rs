@@ -1,9 +1,16 @@
 //! A session against a scripted target in memory.
 
+mod deadlines;
+mod hostile;
+mod logout;
 mod management;
+mod model;
 mod nop;
 mod numbers;
 mod read;
+mod recovery;
+mod reject;
+mod text;
 mod window;
 mod write;
 
