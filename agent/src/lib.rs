@@ -1,4 +1,5 @@
 //! The berth node agent.
 
 pub mod block;
+pub mod cli;
 pub mod nbd;

@@ -78,15 +78,23 @@ impl EventLog {
         self.shared.newest.send_modify(|_| {});
     }
 
-    /// Events after the one with this id, or from now on. Where events are missing, a
-    /// [`EventKind::Gap`] stands for them.
+    /// Events after the one with this id (0: all that are kept), or from now on. Where events are
+    /// missing, a [`EventKind::Gap`] stands for them.
     #[must_use]
     pub fn subscribe(&self, after: Option<u64>) -> EventStream {
         let mut newest = self.shared.newest.subscribe();
         let newest_id = *newest.borrow_and_update();
+        let oldest_kept = {
+            let ring = self.shared.ring();
+            ring.events.front().map_or(newest_id, |event| event.id - 1)
+        };
         Box::pin(Reader {
-            // An id from the future is one of another node or of a clock that was set back.
-            last_id: after.map_or(newest_id, |id| id.min(newest_id)),
+            last_id: match after {
+                None => newest_id,
+                Some(0) => oldest_kept,
+                // An id from the future is one of another node or of a clock that was set back.
+                Some(id) => id.min(newest_id),
+            },
             shared: Arc::clone(&self.shared),
             wait: tokio_stream::wrappers::WatchStream::from_changes(newest),
         })
@@ -212,6 +220,21 @@ mod tests {
                 (103, EventKind::Notice)
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn zero_means_all_that_are_kept() {
+        let log = EventLog::starting_at(2, 100);
+        for text in ["a", "b", "c"] {
+            log.publish(notice(text));
+        }
+        log.close();
+        let texts: Vec<_> = log
+            .subscribe(Some(0))
+            .map(|event| event.what.message)
+            .collect()
+            .await;
+        assert_eq!(texts, ["b", "c"]);
     }
 
     #[tokio::test]

@@ -109,7 +109,8 @@ pub trait NodeService: Send + Sync + 'static {
     /// Facts and limits of this node. Never waits for a target.
     fn node(&self) -> impl Future<Output = Result<Node, Error>> + Send;
 
-    /// Events after the one with this id, or from now on. [`crate::events::EventLog`] implements it.
+    /// Events after the one with this id (0: all that are kept), or from now on. Events that happened
+    /// before are ready at once. [`crate::events::EventLog`] implements it.
     fn events(&self, after: Option<u64>) -> EventStream;
 
     /// Whether the node can do its work: state loaded, NBD socket open, fabric reachable. Checks are

@@ -159,6 +159,13 @@ async fn events_go_on_where_they_broke() {
         Some(name("c"))
     );
 
+    let mut past = client.past_events(None).await.unwrap();
+    for expected in ["a", "b", "c"] {
+        let event = past.next().await.unwrap().unwrap();
+        assert_eq!(event.what.attachment, Some(name(expected)));
+    }
+    assert!(past.next().await.unwrap().is_none());
+
     // A stop ends the stream properly, and is not held up by it.
     let end = tokio::spawn(async move { events.next().await });
     daemon.stop().await;

@@ -1,2 +1,5 @@
 //! `berthctl`, the command line for people.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    berth_agent::cli::main()
+}

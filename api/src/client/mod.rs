@@ -312,7 +312,8 @@ impl Client {
         self.call(outgoing, self.timeout).await?.text()
     }
 
-    /// Events after the one with this id, or from now on; of one attachment or of all.
+    /// Events after the one with this id (0: all that are kept), or from now on; of one attachment or
+    /// of all.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -321,10 +322,31 @@ impl Client {
         after: Option<u64>,
         attachment: Option<&AttachmentName>,
     ) -> Result<EventReader, ClientError> {
-        let path = match attachment {
-            Some(name) => format!("/v1/events?attachment={name}"),
-            None => "/v1/events".to_owned(),
-        };
+        self.read_events(after, attachment, true).await
+    }
+
+    /// The events that the daemon still has, oldest first; of one attachment or of all. The reader
+    /// ends after the last of them.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn past_events(
+        &self,
+        attachment: Option<&AttachmentName>,
+    ) -> Result<EventReader, ClientError> {
+        self.read_events(Some(0), attachment, false).await
+    }
+
+    async fn read_events(
+        &self,
+        after: Option<u64>,
+        attachment: Option<&AttachmentName>,
+        follow: bool,
+    ) -> Result<EventReader, ClientError> {
+        let mut path = format!("/v1/events?follow={follow}");
+        if let Some(name) = attachment {
+            path = format!("{path}&attachment={name}");
+        }
         let mut outgoing = Outgoing::new(Method::GET, path).accept("text/event-stream");
         if let Some(after) = after {
             outgoing = outgoing.header("last-event-id", after.to_string());

@@ -30,6 +30,7 @@ pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) struct EventParameters {
     after: Option<u64>,
     attachment: Option<AttachmentName>,
+    follow: Option<bool>,
 }
 
 /// Every state change, with its reason, as it happens. Each server-sent event has the id, the kind
@@ -37,9 +38,10 @@ pub(super) struct EventParameters {
 #[utoipa::path(
     get, path = "/v1/events", tag = "events", operation_id = "events",
     params(
-        ("Last-Event-ID" = Option<u64>, Header, description = "Go on after this event"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Go on after this event; 0: begin with the oldest that is kept"),
         ("after" = Option<u64>, Query, description = "The same, for those who cannot set headers"),
         ("attachment" = Option<String>, Query, description = "Only of this attachment"),
+        ("follow" = Option<bool>, Query, description = "false: end after the last event there is now"),
     ),
     responses(
         (status = 200, description = "A stream of events", body = Event, content_type = "text/event-stream"),
@@ -70,6 +72,7 @@ pub(super) async fn events<S: NodeService>(
     let stream = Stoppable {
         events: api.shared.service.events(after),
         attachment: parameters.attachment,
+        follow: parameters.follow.unwrap_or(true),
         stop: WatchStream::new(api.shared.stop.subscribe()),
     };
     let mut response = Sse::new(stream)
@@ -89,6 +92,8 @@ pub(super) async fn events<S: NodeService>(
 struct Stoppable {
     events: EventStream,
     attachment: Option<AttachmentName>,
+    /// Wait for what is yet to happen.
+    follow: bool,
     stop: WatchStream<bool>,
 }
 
@@ -110,7 +115,8 @@ impl Stream for Stoppable {
                 }
                 Poll::Ready(Some(_)) => {}
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending if self.follow => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(None),
             }
         }
     }

@@ -1,0 +1,173 @@
+//! `attach`, `detach`, `list` and `show`.
+
+use std::time::Duration;
+
+use berth_api::AttachmentName;
+use berth_api::client::{Client, Started};
+use berth_api::types::{
+    AttachRequest, Attachment, AttachmentList, Digests, Identity, IscsiSource, Operation,
+    PathState, Source, SourceSummary,
+};
+
+use super::args;
+use super::error::Failure;
+use super::output::{Output, age, or_dash, size, table};
+use super::{secret, show};
+
+pub(super) async fn attach(
+    client: &Client,
+    output: &Output,
+    arguments: args::Attach,
+) -> Result<(), Failure> {
+    let name = arguments.name;
+    let mut request = AttachRequest::new(Source::Iscsi(IscsiSource {
+        portals: arguments.portals,
+        target: arguments.target,
+        lun: arguments.lun,
+        auth: secret::auth(arguments.chap)?,
+    }));
+    request.device = arguments.device.into();
+    request.read_only = arguments.read_only;
+    request.digests = Digests {
+        header: arguments.header_digest.into(),
+        data: arguments.data_digest.into(),
+    };
+    request.recovery_timeout_seconds = arguments.recovery_timeout;
+    request.attach_timeout_seconds = arguments.timeout;
+    let attached = if arguments.no_wait {
+        match client
+            .attach_within(&name, &request, Duration::ZERO)
+            .await?
+        {
+            Started::Running(operation) => return started(output, &operation),
+            Started::Done(attached) => attached,
+        }
+    } else {
+        client.attach(&name, &request).await?
+    };
+    let attachment = attached.attachment;
+    if output.is_json() {
+        return output.json(&attachment);
+    }
+    let how = if attached.created {
+        ""
+    } else {
+        ", as it was before"
+    };
+    let mut lines = format!(
+        "{} is {}{how}\n",
+        output.bold(name.as_str()),
+        output.state(attachment.state)
+    );
+    if let Some(device) = &attachment.device {
+        lines.push_str(&format!("  device  {device}\n"));
+    }
+    if let Some(uri) = &attachment.nbd_uri {
+        lines.push_str(&format!("  nbd     {uri}\n"));
+    }
+    if let Some(bytes) = attachment.size_bytes {
+        lines.push_str(&format!("  size    {}\n", size(bytes)));
+    }
+    output.text(&lines)
+}
+
+pub(super) async fn detach(
+    client: &Client,
+    output: &Output,
+    arguments: &args::Detach,
+) -> Result<(), Failure> {
+    let name = &arguments.name;
+    if arguments.no_wait {
+        let wait = Duration::ZERO;
+        if let Started::Running(operation) =
+            client.detach_within(name, arguments.force, wait).await?
+        {
+            return started(output, &operation);
+        }
+    } else {
+        client.detach(name, arguments.force).await?;
+    }
+    if output.is_json() {
+        return Ok(());
+    }
+    output.text(&format!("{} is detached", output.bold(name.as_str())))
+}
+
+fn started(output: &Output, operation: &Operation) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.json(operation);
+    }
+    output.text(&format!(
+        "{} of {} is under way (operation {}); \"berthctl show {}\" tells how it goes",
+        operation.kind.as_str(),
+        output.bold(operation.attachment.as_str()),
+        operation.id,
+        operation.attachment
+    ))
+}
+
+pub(super) async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
+    let attachments = client.attachments().await?;
+    if output.is_json() {
+        return output.json(&AttachmentList { attachments });
+    }
+    if attachments.is_empty() {
+        // Not in the output: a script that counts lines must find none.
+        eprintln!("nothing is attached");
+        return Ok(());
+    }
+    output.text(&listing(&attachments, output.is_wide()))
+}
+
+fn listing(attachments: &[Attachment], wide: bool) -> String {
+    let mut header = vec!["NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "SINCE"];
+    if wide {
+        header.extend(["PATHS", "CLIENTS", "IDENTITY", "NBD"]);
+    }
+    let rows = attachments.iter().map(|attachment| {
+        let SourceSummary::Iscsi(source) = &attachment.source;
+        let mut row = vec![
+            attachment.name.to_string(),
+            attachment.state.to_string(),
+            or_dash(attachment.size_bytes.map(size)),
+            or_dash(attachment.device.as_ref()),
+            source.target.to_string(),
+            source.lun.to_string(),
+            age(attachment.since_unix_ms),
+        ];
+        if wide {
+            let up = attachment
+                .paths
+                .iter()
+                .filter(|path| matches!(path.state, PathState::Active | PathState::Standby))
+                .count();
+            row.extend([
+                format!("{up}/{}", attachment.paths.len()),
+                attachment.nbd_clients.to_string(),
+                or_dash(attachment.identity.as_ref().and_then(identity)),
+                or_dash(attachment.nbd_uri.as_ref()),
+            ]);
+        }
+        row
+    });
+    table(&header, &[2, 5], rows.collect())
+}
+
+/// The strongest name that a volume has.
+pub(super) fn identity(identity: &Identity) -> Option<String> {
+    None.or(identity.naa.as_ref().map(|id| format!("naa.{id}")))
+        .or(identity.eui.as_ref().map(|id| format!("eui.{id}")))
+        .or(identity.serial.as_ref().map(|id| format!("serial {id}")))
+}
+
+pub(super) async fn show(
+    client: &Client,
+    output: &Output,
+    name: &AttachmentName,
+) -> Result<(), Failure> {
+    let attachment = client.attachment(name).await?;
+    if output.is_json() {
+        return output.json(&attachment);
+    }
+    output.text(&show::page(&attachment, output))
+}

@@ -1,0 +1,323 @@
+//! `berthctl` as people and scripts run it, against a daemon that only pretends.
+
+#![allow(clippy::unwrap_used, reason = "helpers are test code too")]
+
+#[path = "../../api/tests/common/fake.rs"]
+mod fake;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use berth_api::server::{Api, Listener, UnixSocket};
+use berth_api::types::{Auth, CheckResult, RecoveryTimeout, Source};
+use fake::Fake;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+struct Daemon {
+    fake: Arc<Fake>,
+    api: Api<Fake>,
+    serving: JoinHandle<()>,
+    dir: tempfile::TempDir,
+}
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {:?} {:?}", self.stdout, self.stderr))
+    }
+
+    /// Everything that was said, for messages of asserts.
+    fn said(&self) -> String {
+        format!("{} {} {}", self.code, self.stdout, self.stderr)
+    }
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::new();
+        let api = Api::new(Arc::clone(&fake));
+        let socket = UnixSocket::bind(&dir.path().join("api.sock"), 0o660).unwrap();
+        let serving = tokio::spawn({
+            let api = api.clone();
+            async move { api.serve(Listener::Unix(socket)).await }
+        });
+        Self {
+            fake,
+            api,
+            serving,
+            dir,
+        }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    async fn run(&self, line: &str) -> Ran {
+        self.run_with(line, &[]).await
+    }
+
+    async fn run_with(&self, line: &str, environment: &[(&'static str, &'static str)]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berthctl"));
+        command
+            .args(line.split_whitespace())
+            .env_remove("BERTH_URL")
+            .env_remove("BERTH_TOKEN_FILE")
+            .env_remove("BERTH_CHAP_SECRET")
+            .env_remove("BERTH_MUTUAL_SECRET")
+            .env("BERTH_SOCKET", self.dir.path().join("api.sock"))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+            .await
+            .unwrap();
+        Ran {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    async fn stop(self) {
+        self.api.stop();
+        self.serving.await.unwrap();
+    }
+}
+
+const DISK: &str = "--portal 192.0.2.10 --target iqn.2026-11.example:disk0 --lun 1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn attach_look_and_detach() {
+    let daemon = Daemon::start();
+    let empty = daemon.run("list").await;
+    assert_eq!(
+        (empty.code, empty.stdout.as_str()),
+        (0, ""),
+        "{}",
+        empty.said()
+    );
+    assert_eq!(empty.stderr, "nothing is attached\n");
+
+    let attach = format!("attach disk0 {DISK} --header-digest require --recovery-timeout forever");
+    let ran = daemon.run(&attach).await;
+    assert_eq!(ran.code, 0, "{}", ran.said());
+    assert_eq!(
+        ran.stdout,
+        "disk0 is attached\n  nbd     nbd+unix:///disk0?socket=/run/berth/nbd.sock\n  size    1 GiB\n"
+    );
+    {
+        let attachments = daemon.fake.attachments.lock().unwrap();
+        let (request, _) = attachments.values().next().unwrap();
+        assert_eq!(request.recovery_timeout_seconds, RecoveryTimeout::Forever);
+    }
+    let again = daemon.run(&attach).await;
+    assert!(
+        again
+            .stdout
+            .starts_with("disk0 is attached, as it was before\n"),
+        "{}",
+        again.said()
+    );
+
+    let list = daemon.run("list").await;
+    let mut lines = list.stdout.lines();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        words(lines.next().unwrap()),
+        ["NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "SINCE"]
+    );
+    let row = words(lines.next().unwrap());
+    assert_eq!(
+        row[..4],
+        ["disk0", "attached", "1", "GiB"],
+        "{}",
+        list.stdout
+    );
+    assert!(row.contains(&"iqn.2026-11.example:disk0".to_owned()));
+    assert_eq!(lines.next(), None);
+    let wide = daemon.run("ls -o wide").await;
+    assert!(wide.stdout.contains("nbd+unix:///disk0"), "{}", wide.said());
+    let json = daemon.run("list -o json").await.json();
+    assert_eq!(json["attachments"][0]["name"], "disk0");
+
+    let show = daemon.run("show disk0").await;
+    for part in [
+        "disk0 is attached",
+        "blocks of 512",
+        "without authentication",
+        "header required",
+        "forever",
+    ] {
+        assert!(show.stdout.contains(part), "{part}: {}", show.stdout);
+    }
+    assert!(
+        !show.stdout.contains('\x1b'),
+        "no colours but for terminals"
+    );
+    let stats = daemon.run("stats disk0 -o json").await.json();
+    assert_eq!(stats[0]["counters"]["reconnects"], 0);
+    let watch = daemon.run("stats --watch=1 --count 1 -o json").await.json();
+    assert_eq!(watch["read"]["average_us"], Value::Null);
+
+    let events = daemon.run("events").await;
+    assert!(
+        events
+            .stdout
+            .trim_end()
+            .ends_with("disk0 attached disk0 is attached"),
+        "{}",
+        events.said()
+    );
+    let other = daemon.run("events other").await;
+    assert_eq!((other.code, other.stdout.as_str()), (0, ""));
+
+    let ran = daemon.run("detach disk0").await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "disk0 is detached\n"));
+    let ran = daemon.run("show disk0").await;
+    assert_eq!(ran.code, 3, "{}", ran.said());
+    assert_eq!(
+        ran.stderr,
+        "berthctl: there is no attachment disk0 (not-found)\n"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn failures_have_their_code_and_a_hint() {
+    let daemon = Daemon::start();
+    let ran = daemon.run("detach busy").await;
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr.contains("in-use") && ran.stderr.contains("--force"),
+        "{}",
+        ran.said()
+    );
+    assert_eq!(daemon.run("detach busy --force").await.code, 0);
+    for (code, exit) in [
+        ("lun-not-found", 3),
+        ("deadline", 5),
+        ("target-unreachable", 1),
+    ] {
+        let ran = daemon.run(&format!("attach {code} {DISK} -o json")).await;
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (exit, ""),
+            "{}",
+            ran.said()
+        );
+        let problem: Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!(problem["code"], code);
+    }
+    let ran = daemon.run("attach a/b").await;
+    assert_eq!(ran.code, 2, "{}", ran.said());
+
+    let failed = CheckResult::fail("nbd-socket", "not open");
+    daemon.fake.ready.lock().unwrap().push(failed);
+    let ran = daemon.run("node").await;
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stdout.contains("worker-1") && ran.stdout.contains("FAILED not open"),
+        "{}",
+        ran.said()
+    );
+
+    let gone = "--socket /nonexistent/api.sock";
+    let ran = daemon.run(&format!("list {gone}")).await;
+    assert_eq!(ran.code, 4);
+    assert!(
+        ran.stderr
+            .starts_with("berthctl: berthd is not running at /nonexistent/api.sock\n")
+            && ran.stderr.contains("systemctl start berthd"),
+        "{}",
+        ran.said()
+    );
+    let ran = daemon.run("list --url http://127.0.0.1:1").await;
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("--token-file"), "{}", ran.said());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn secrets_come_from_files_and_the_environment() {
+    let daemon = Daemon::start();
+    let ours = daemon.file("ours", "hunter2hunter2\n");
+    let line = format!(
+        "attach disk0 {DISK} --chap-user u --chap-secret-file {} --mutual-user t -o json",
+        ours.display()
+    );
+    let ran = daemon
+        .run_with(&line, &[("BERTH_MUTUAL_SECRET", "sesamesesame")])
+        .await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.said());
+    assert!(!ran.stdout.contains("hunter2") && !ran.stdout.contains("sesame"));
+    {
+        let attachments = daemon.fake.attachments.lock().unwrap();
+        let (request, _) = attachments.values().next().unwrap();
+        let Source::Iscsi(source) = &request.source;
+        let Some(Auth::Chap(chap)) = &source.auth else {
+            panic!("CHAP was asked for");
+        };
+        assert_eq!(chap.secret.expose(), "hunter2hunter2");
+        assert_eq!(
+            chap.mutual.as_ref().unwrap().secret.expose(),
+            "sesamesesame"
+        );
+    }
+    // Without a terminal there is nobody to ask.
+    let ran = daemon
+        .run(&format!("attach disk1 {DISK} --chap-user u"))
+        .await;
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("BERTH_CHAP_SECRET"), "{}", ran.said());
+    let found = daemon.run("discover [2001:db8::1]").await;
+    assert!(
+        found.stdout.contains("iqn.2026-11.example:open"),
+        "{}",
+        found.said()
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_does_not_wait_gets_the_operation() {
+    let daemon = Daemon::start();
+    let ran = daemon
+        .run(&format!("attach slow {DISK} --no-wait -o json"))
+        .await;
+    assert_eq!(ran.code, 0, "{}", ran.said());
+    assert_eq!(ran.json()["state"], "running");
+    daemon.fake.release();
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn completions_and_help_need_no_daemon() {
+    let daemon = Daemon::start();
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = daemon
+            .run(&format!("completions {shell} --socket /nonexistent"))
+            .await;
+        assert_eq!(ran.code, 0);
+        assert!(ran.stdout.contains("discover"), "{shell}");
+    }
+    let ran = daemon.run("--help").await;
+    assert!(ran.stdout.contains("Exit codes:"), "{}", ran.said());
+    daemon.stop().await;
+}

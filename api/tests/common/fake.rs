@@ -1,0 +1,217 @@
+//! A node that only pretends, for tests of router, client and command line.
+
+#![allow(clippy::unwrap_used, reason = "this is all test code")]
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use berth_api::events::EventLog;
+use berth_api::types::{
+    AttachRequest, Attachment, AttachmentState, CheckResult, Counters, DiscoveredPortal,
+    DiscoveredTarget, Discovery, DiscoveryRequest, EventKind, Health, KernelNbd, NewEvent, Node,
+    NodeLimits, SourceSummary,
+};
+use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, Portal};
+use tokio::sync::{Semaphore, watch};
+
+/// Keeps attachments in memory. Names tell it what to do: `slow` attaches when [`Fake::release`] is
+/// called, `busy` is in use, `panics` panics, and the word of a code fails with that code.
+pub(crate) struct Fake {
+    pub(crate) attachments: Mutex<BTreeMap<AttachmentName, (AttachRequest, Attachment)>>,
+    pub(crate) calls: Mutex<Vec<Call>>,
+    pub(crate) events: EventLog,
+    pub(crate) ready: Mutex<Vec<CheckResult>>,
+    gate: Semaphore,
+    /// Attaches of `slow` that came to the gate.
+    pub(crate) waiting: watch::Sender<usize>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            attachments: Mutex::default(),
+            calls: Mutex::default(),
+            events: EventLog::new(16),
+            ready: Mutex::new(vec![CheckResult::pass("state")]),
+            gate: Semaphore::new(0),
+            waiting: watch::Sender::new(0),
+        })
+    }
+
+    /// Lets one attach of `slow` go on.
+    pub(crate) fn release(&self) {
+        self.gate.add_permits(1);
+    }
+}
+
+pub(crate) fn attachment(name: &AttachmentName, request: &AttachRequest) -> Attachment {
+    Attachment {
+        name: name.clone(),
+        state: AttachmentState::Attached,
+        since_unix_ms: 1_795_000_000_000,
+        reason: None,
+        device: None,
+        nbd_uri: Some(format!("nbd+unix:///{name}?socket=/run/berth/nbd.sock")),
+        size_bytes: Some(1 << 30),
+        block_size_bytes: Some(512),
+        physical_block_size_bytes: Some(4096),
+        read_only: request.read_only,
+        identity: None,
+        source: SourceSummary::from(&request.source),
+        device_wish: request.device,
+        fence: request.fence,
+        digests: request.digests,
+        recovery_timeout_seconds: request.recovery_timeout_seconds,
+        paths: Vec::new(),
+        sessions: Vec::new(),
+        nbd_clients: 0,
+        counters: Counters::default(),
+    }
+}
+
+impl NodeService for Fake {
+    async fn attach(
+        &self,
+        call: &Call,
+        name: &AttachmentName,
+        request: AttachRequest,
+    ) -> Result<Attached, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        if name.as_str() == "slow" {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            self.gate.acquire().await.unwrap().forget();
+        }
+        assert_ne!(name.as_str(), "panics", "as it was told");
+        if let Some(code) = Code::all().find(|code| code.as_str() == name.as_str()) {
+            return Err(Error::new(code, format!("the fake was told to say {code}"))
+                .with_cause(std::io::Error::other("not for callers")));
+        }
+        let mut attachments = self.attachments.lock().unwrap();
+        if let Some((kept, attachment)) = attachments.get(name) {
+            let differences = kept.differences(&request);
+            if differences.is_empty() {
+                return Ok(Attached {
+                    attachment: attachment.clone(),
+                    created: false,
+                });
+            }
+            return Err(Error::new(
+                Code::ConflictIncompatible,
+                format!("{name} differs in {}", differences.join(", ")),
+            )
+            .with_attachment(name));
+        }
+        let attachment = attachment(name, &request);
+        attachments.insert(name.clone(), (request, attachment.clone()));
+        let mut event = NewEvent::new(EventKind::State, format!("{name} is attached"));
+        event.attachment = Some(name.clone());
+        event.state = Some(AttachmentState::Attached);
+        self.events.publish(event);
+        Ok(Attached {
+            attachment,
+            created: true,
+        })
+    }
+
+    async fn detach(&self, call: &Call, name: &AttachmentName, force: bool) -> Result<(), Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        if name.as_str() == "busy" && !force {
+            return Err(Error::new(Code::InUse, "busy is open by 1 NBD client"));
+        }
+        self.attachments.lock().unwrap().remove(name);
+        Ok(())
+    }
+
+    async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let attachments = self.attachments.lock().unwrap();
+        Ok(attachments
+            .values()
+            .map(|(_, attachment)| attachment.clone())
+            .collect())
+    }
+
+    async fn attachment(&self, name: &AttachmentName) -> Result<Attachment, Error> {
+        let attachments = self.attachments.lock().unwrap();
+        attachments
+            .get(name)
+            .map(|(_, attachment)| attachment.clone())
+            .ok_or_else(|| Error::no_attachment(name))
+    }
+
+    async fn discover(&self, call: &Call, request: DiscoveryRequest) -> Result<Discovery, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        if request.portal.host() == "silent" {
+            std::future::pending::<()>().await;
+        }
+        Ok(Discovery {
+            portal: request.portal,
+            targets: vec![DiscoveredTarget {
+                target: match request.auth {
+                    None => "iqn.2026-11.example:open".parse().unwrap(),
+                    Some(_) => "iqn.2026-11.example:closed".parse().unwrap(),
+                },
+                portals: vec![DiscoveredPortal {
+                    address: Portal::new("2001:db8::1", 3260).unwrap(),
+                    portal_group_tag: 1,
+                }],
+            }],
+        })
+    }
+
+    async fn node(&self) -> Result<Node, Error> {
+        Ok(Node {
+            name: "worker-1".into(),
+            initiator_name: "iqn.2026-11.io.berth:worker-1".into(),
+            version: "0.1.0".into(),
+            started_unix_ms: 1,
+            nbd_socket: "/run/berth/nbd.sock".into(),
+            kernel_nbd: KernelNbd {
+                available: false,
+                detail: Some("no module".into()),
+            },
+            limits: NodeLimits {
+                attachments_max: 256,
+                data_threads: 2,
+                request_max_bytes: 32 << 20,
+            },
+            attachments: 0,
+        })
+    }
+
+    fn events(&self, after: Option<u64>) -> EventStream {
+        self.events.subscribe(after)
+    }
+
+    async fn ready(&self) -> Health {
+        Health {
+            checks: self.ready.lock().unwrap().clone(),
+        }
+    }
+
+    async fn metrics(&self) -> String {
+        "# TYPE berth_build_info gauge\nberth_build_info 1\n".into()
+    }
+}
+
+/// The body of an attach that is right.
+pub(crate) fn body() -> serde_json::Value {
+    serde_json::json!({
+        "source": { "iscsi": {
+            "portals": ["192.0.2.10:3260", "[2001:db8::1]:3260"],
+            "target": "iqn.2026-11.example:disk0", "lun": 1,
+            "auth": { "chap": { "user": "u", "secret": "hunter2hunter2",
+                "mutual": { "user": "t", "secret": "sesamesesame" } } }
+        } },
+        "device": "auto", "read_only": false, "fence": "none",
+        "digests": { "header": "prefer", "data": "require" }
+    })
+}
+
+pub(crate) fn request() -> AttachRequest {
+    serde_json::from_value(body()).unwrap()
+}
+
+pub(crate) fn name(text: &str) -> AttachmentName {
+    text.parse().unwrap()
+}
