@@ -466,3 +466,6 @@ impl TargetLogin {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
