@@ -13,6 +13,8 @@
 mod connect;
 mod discover;
 mod driver;
+#[cfg(feature = "target")]
+pub mod listener;
 mod options;
 mod portal;
 mod socket;

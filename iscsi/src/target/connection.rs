@@ -610,6 +610,8 @@ impl Connection {
     pub(super) fn on_moved(&mut self, shared: &mut Shared, received: u64, sent: u64) {
         self.received_bytes += received;
         self.sent_bytes += sent;
+        self.counters.wire_received_bytes += received;
+        self.counters.wire_sent_bytes += sent;
         let Some(plan) = &self.faults else { return };
         let reached = |limit: Option<u64>, count| limit.is_some_and(|limit| count >= limit);
         if reached(plan.link.cut_after_sent_bytes, self.sent_bytes)

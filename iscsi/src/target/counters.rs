@@ -9,6 +9,10 @@ pub struct Counters {
     pub sent: [u64; 64],
     /// SCSI commands executed, by operation code.
     pub executed: [u64; 256],
+    /// Bytes that the driver read from the socket.
+    pub wire_received_bytes: u64,
+    /// Bytes that it wrote.
+    pub wire_sent_bytes: u64,
     /// Bytes of data-out handed to logical units.
     pub data_out_bytes: u64,
     /// Bytes of data-in sent.
@@ -37,6 +41,8 @@ impl Default for Counters {
             received: [0; 64],
             sent: [0; 64],
             executed: [0; 256],
+            wire_received_bytes: 0,
+            wire_sent_bytes: 0,
             data_out_bytes: 0,
             data_in_bytes: 0,
             data_digest_errors: 0,
@@ -64,6 +70,8 @@ impl Counters {
                 *sum += count;
             }
         }
+        self.wire_received_bytes += other.wire_received_bytes;
+        self.wire_sent_bytes += other.wire_sent_bytes;
         self.data_out_bytes += other.data_out_bytes;
         self.data_in_bytes += other.data_in_bytes;
         self.data_digest_errors += other.data_digest_errors;

@@ -31,6 +31,8 @@ mod window;
 mod write;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use config::{Access, PortalGroup, PortalSettings, TargetConfig, UnitId};

@@ -3,13 +3,13 @@
 mod data;
 mod login;
 mod management;
-mod ram;
 mod text;
 
 use std::time::{Duration, Instant};
 
 use berth_iobuf::{Payload, ReceiveBuffer, SendQueue};
 
+use super::testing::{BLOCK_BYTES, RamUnit};
 use super::{ConnectionId, Portal, PortalSettings, TargetConfig, UnitId};
 use crate::login::{
     InitiatorAuth, InitiatorLogin, LoginConfig, Negotiated, Offer, SessionKind, Step,
@@ -20,7 +20,6 @@ use crate::pdu::{
     TaskAttribute, TaskManagementRequest, TextRequest,
 };
 use crate::types::{Cid, CmdSn, Isid, Itt, Lun, StatSn, Ttt};
-use ram::{BLOCK_BYTES, RamUnit};
 
 const TARGET: &str = "iqn.2026-11.io.berth:t1";
 const INITIATOR: &str = "iqn.2026-11.io.berth:i1";

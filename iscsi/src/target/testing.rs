@@ -4,24 +4,24 @@ use std::collections::VecDeque;
 
 use berth_iobuf::Payload;
 
-use super::super::{Nexus, ScsiExecutor, ScsiReply};
+use super::{Nexus, ScsiExecutor, ScsiReply};
 use crate::scsi::Command;
 
-pub(super) const BLOCK_BYTES: usize = 512;
+pub(crate) const BLOCK_BYTES: usize = 512;
 
 #[derive(Debug, Default)]
-pub(super) struct RamUnit {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct RamUnit {
+    pub(crate) bytes: Vec<u8>,
     /// Every write executed: LBA and length in bytes.
-    pub(super) writes: Vec<(u64, usize)>,
-    pub(super) resets: u32,
-    pub(super) begun: Vec<(Nexus, bool)>,
-    pub(super) ended: u32,
+    pub(crate) writes: Vec<(u64, usize)>,
+    pub(crate) resets: u32,
+    pub(crate) begun: Vec<(Nexus, bool)>,
+    pub(crate) ended: u32,
     attentions: Vec<(Nexus, VecDeque<(u8, u8)>)>,
 }
 
 impl RamUnit {
-    pub(super) fn new(blocks: usize) -> Self {
+    pub(crate) fn new(blocks: usize) -> Self {
         Self {
             bytes: (0..blocks * BLOCK_BYTES)
                 .map(|i| (i / BLOCK_BYTES) as u8 ^ i as u8)
