@@ -7,6 +7,8 @@ mod management;
 mod model;
 mod nop;
 mod numbers;
+#[cfg(feature = "target")]
+mod pair;
 mod read;
 mod recovery;
 mod reject;

@@ -143,7 +143,7 @@ impl Model {
         write.data.extend_from_slice(&pdu.data.to_bytes());
         assert!(write.data.len() <= end);
         assert_eq!(pdu.final_, write.data.len() == end, "F ends the sequence");
-        assert!(pdu.final_ || pdu.data.len() % 4 == 0);
+        assert!(pdu.final_ || pdu.data.len().is_multiple_of(4));
         if pdu.final_ {
             if pdu.ttt.is_none() {
                 write.unsolicited = None;

@@ -109,7 +109,7 @@ fn an_r2t_is_answered_in_full() {
             assert_eq!(pdu.data.to_bytes(), &data[at..at + pdu.data.len()]);
             at += pdu.data.len();
             assert_eq!(pdu.final_, sn + 1 == pdus.len());
-            assert!(pdu.final_ || pdu.data.len() % 4 == 0);
+            assert!(pdu.final_ || pdu.data.len().is_multiple_of(4));
         }
         assert_eq!(at, (offset + len) as usize);
     }
