@@ -15,6 +15,7 @@ pub mod fault;
 pub mod hub;
 #[cfg(test)]
 mod model;
+pub mod ram;
 pub mod split;
 pub mod stats;
 

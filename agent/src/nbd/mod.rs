@@ -13,9 +13,13 @@
 //! Left out: oldstyle negotiation (nothing that is alive needs it), TLS (the socket is local and
 //! guarded by its mode; `STARTTLS` is refused as the protocol asks), `RESIZE` (experimental).
 
+pub mod client;
+pub mod connection;
 pub mod export;
 pub mod handshake;
 pub mod reply;
+pub mod server;
 pub mod status;
 pub mod transmission;
+pub mod uri;
 pub mod wire;

@@ -465,11 +465,22 @@ fn a_payload_without_end_closes() {
 }
 
 #[test]
-fn extended_writes_must_announce_their_payload() {
+fn extended_writes_carry_data_also_when_the_flag_is_forgotten() {
     let mut bench = Bench::new(ReplyMode::Extended);
-    bench.request(Command::WRITE, NO, 0, 512);
-    assert_eq!(bench.errno(), Errno::EINVAL);
-    // And what announces one has it consumed, whatever it is.
+    let header = bench.header(Command::WRITE, NO, 0, 512);
+    bench.receive(&[&header[..], &[7; 512]].concat()).unwrap();
+    let data = Payload::from(vec![7; 512]);
+    let write = Op::Write {
+        offset_bytes: 0,
+        data,
+        fua: false,
+    };
+    assert_eq!(bench.taken().op, write);
+}
+
+#[test]
+fn a_payload_on_another_command_is_consumed_and_refused() {
+    let mut bench = Bench::new(ReplyMode::Extended);
     let header = bench.header(Command::READ, CommandFlags::PAYLOAD_LEN, 0, 600);
     bench
         .receive(&[&header[..], &[0xee; 600]].concat())
@@ -755,7 +766,7 @@ proptest! {
             let (offset, len) = if small { (offset & 0xffff, len & 0xfff) } else { (offset, len) };
             sent.extend(bench.header(command, flags, offset, len));
             let payload = match MODES[mode] {
-                ReplyMode::Extended => flags.contains(CommandFlags::PAYLOAD_LEN),
+                ReplyMode::Extended if flags.contains(CommandFlags::PAYLOAD_LEN) => true,
                 _ => command == Command::WRITE,
             };
             if command == Command::DISC { break }
