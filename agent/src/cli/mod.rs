@@ -6,6 +6,7 @@
 
 mod args;
 mod attachment;
+mod bench;
 mod discover;
 mod error;
 mod events;
@@ -64,6 +65,7 @@ fn run(command: Command, global: &args::Global, output: &Output) -> Result<(), F
             Command::Discover(arguments) => discover::run(&client, output, arguments).await,
             Command::Events(arguments) => events::run(&client, output, &arguments).await,
             Command::Stats(arguments) => stats::run(&client, output, &arguments).await,
+            Command::Bench(arguments) => bench::run(&client, output, &arguments).await,
             Command::Node => node::run(&client, output).await,
             Command::Completions { .. } => Ok(()),
         }
