@@ -2,100 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers are test code too")]
 
-#[path = "../../api/tests/common/fake.rs"]
-mod fake;
+mod common;
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-
-use berth_api::server::{Api, Listener, UnixSocket};
 use berth_api::types::{Auth, CheckResult, RecoveryTimeout, Source};
-use fake::Fake;
+use common::Daemon;
 use serde_json::Value;
-use tokio::task::JoinHandle;
-
-struct Daemon {
-    fake: Arc<Fake>,
-    api: Api<Fake>,
-    serving: JoinHandle<()>,
-    dir: tempfile::TempDir,
-}
-
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {:?} {:?}", self.stdout, self.stderr))
-    }
-
-    /// Everything that was said, for messages of asserts.
-    fn said(&self) -> String {
-        format!("{} {} {}", self.code, self.stdout, self.stderr)
-    }
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let fake = Fake::new();
-        let api = Api::new(Arc::clone(&fake));
-        let socket = UnixSocket::bind(&dir.path().join("api.sock"), 0o660).unwrap();
-        let serving = tokio::spawn({
-            let api = api.clone();
-            async move { api.serve(Listener::Unix(socket)).await }
-        });
-        Self {
-            fake,
-            api,
-            serving,
-            dir,
-        }
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        path
-    }
-
-    async fn run(&self, line: &str) -> Ran {
-        self.run_with(line, &[]).await
-    }
-
-    async fn run_with(&self, line: &str, environment: &[(&'static str, &'static str)]) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_berthctl"));
-        command
-            .args(line.split_whitespace())
-            .env_remove("BERTH_URL")
-            .env_remove("BERTH_TOKEN_FILE")
-            .env_remove("BERTH_CHAP_SECRET")
-            .env_remove("BERTH_MUTUAL_SECRET")
-            .env("BERTH_SOCKET", self.dir.path().join("api.sock"))
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null());
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap())
-            .await
-            .unwrap();
-        Ran {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    async fn stop(self) {
-        self.api.stop();
-        self.serving.await.unwrap();
-    }
-}
 
 const DISK: &str = "--portal 192.0.2.10 --target iqn.2026-11.example:disk0 --lun 1";
 
