@@ -13,6 +13,7 @@
 //! Left out: oldstyle negotiation (nothing that is alive needs it), TLS (the socket is local and
 //! guarded by its mode; `STARTTLS` is refused as the protocol asks), `RESIZE` (experimental).
 
+mod check;
 pub mod client;
 pub mod connection;
 pub mod export;

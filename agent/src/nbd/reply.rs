@@ -5,9 +5,8 @@ use berth_iobuf::{Payload, SendQueue};
 
 use super::handshake::{BASE_ALLOCATION_ID, ReplyMode};
 use super::wire::ChunkFlags;
-use super::wire::reply::{
-    ChunkHeader, ChunkType, Errno, Hole, SimpleReply, StatusChunk, StatusExtent, emit_error,
-};
+use super::wire::chunk::{Hole, StatusChunk, StatusExtent, emit_error};
+use super::wire::reply::{ChunkHeader, ChunkType, Errno, SimpleReply};
 use crate::block;
 
 /// Which request a reply belongs to.

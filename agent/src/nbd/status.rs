@@ -1,7 +1,7 @@
 //! From what a device tells about a range to a legal block status reply (NBD `proto.md`, Metadata
 //! querying).
 
-use super::wire::reply::{AllocationFlags, StatusExtent};
+use super::wire::chunk::{AllocationFlags, StatusExtent};
 use crate::block::Extent;
 
 /// Longest extent in a reply with 32-bit lengths, in bytes: whole 64 KiB, so that a cut keeps any

@@ -16,13 +16,12 @@
 use berth_iobuf::{Payload, ReceiveBuffer, SendQueue};
 use slab::Slab;
 
+use super::check::{Refusal, Rules, check_status_range};
 use super::handshake::{BASE_ALLOCATION_ID, Negotiated, ReplyMode};
 use super::reply::{Replier, To, errno};
 use super::status::{self, Shape};
 use super::wire::request::{COMPACT_BYTES, Command, EXTENDED_BYTES, RequestHeader, StatusPayload};
-use super::wire::{
-    CommandFlags, EXTENTS_MAX, MagicError, PAYLOAD_MAX_BYTES, TransmissionFlags, reply::Errno,
-};
+use super::wire::{CommandFlags, EXTENTS_MAX, MagicError, reply::Errno};
 use crate::block::{Completion, Error as BlockError, Geometry, Op, Output, Request};
 
 /// Longest payload of a refused request that is read and thrown away, in bytes: all that a compact
@@ -74,17 +73,6 @@ pub enum Error {
     },
 }
 
-/// A request that is answered with an error here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Refusal {
-    errno: Errno,
-    text: &'static str,
-}
-
-const fn refuse<T>(errno: Errno, text: &'static str) -> Result<T, Refusal> {
-    Err(Refusal { errno, text })
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Read,
@@ -127,9 +115,7 @@ enum State {
 /// One connection's requests and replies.
 #[derive(Debug)]
 pub struct Transmission {
-    mode: ReplyMode,
-    flags: TransmissionFlags,
-    base_allocation: bool,
+    rules: Rules,
     limits: Limits,
     state: State,
     slots: Slab<Slot>,
@@ -145,9 +131,7 @@ impl Transmission {
     #[must_use]
     pub fn new(negotiated: &Negotiated, limits: Limits) -> Self {
         Self {
-            mode: negotiated.mode,
-            flags: negotiated.flags,
-            base_allocation: negotiated.base_allocation,
+            rules: Rules::new(negotiated),
             limits: Limits {
                 requests_max: limits.requests_max.max(1),
                 extents_max: limits.extents_max.clamp(1, EXTENTS_MAX),
@@ -244,7 +228,7 @@ impl Transmission {
         device: &Geometry,
         submit: &mut impl FnMut(Request),
     ) -> Result<bool, Error> {
-        let extended = self.mode == ReplyMode::Extended;
+        let extended = self.rules.mode == ReplyMode::Extended;
         let header_len = if extended {
             EXTENDED_BYTES
         } else {
@@ -269,7 +253,7 @@ impl Transmission {
             self.state = State::Ended;
             return Ok(false);
         }
-        let checked = self.check(&header, device);
+        let checked = self.rules.check(&header, device);
         let cost = match checked {
             Ok(()) => self.cost(&header),
             Err(_) => 0,
@@ -324,82 +308,6 @@ impl Transmission {
             Command::BLOCK_STATUS => self.limits.extents_max * EXTENT_BYTES,
             _ => 0,
         }
-    }
-
-    /// Whether the request is one that we serve (`proto.md`, Request types, Command flags).
-    fn check(&self, header: &RequestHeader, device: &Geometry) -> Result<(), Refusal> {
-        let extended = self.mode == ReplyMode::Extended;
-        let status_payload = self.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
-        let mut allowed = CommandFlags::FUA;
-        match header.command {
-            Command::READ if self.mode != ReplyMode::Simple => allowed |= CommandFlags::DF,
-            Command::WRITE if extended => allowed |= CommandFlags::PAYLOAD_LEN,
-            Command::WRITE_ZEROES => allowed |= CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO,
-            Command::BLOCK_STATUS => {
-                allowed |= CommandFlags::REQ_ONE;
-                allowed.set(CommandFlags::PAYLOAD_LEN, status_payload);
-            }
-            _ => {}
-        }
-        if !allowed.contains(header.flags) {
-            return refuse(
-                Errno::EINVAL,
-                "the command does not take one of these flags",
-            );
-        }
-        let has_payload = header.flags.contains(CommandFlags::PAYLOAD_LEN);
-        match header.command {
-            Command::READ => {
-                check_payload_len(header.len_bytes)?;
-                check_range(header.offset_bytes, header.len_bytes, device, Errno::EINVAL)
-            }
-            Command::WRITE => {
-                check_payload_len(header.len_bytes)?;
-                self.check_writable(device)?;
-                check_range(header.offset_bytes, header.len_bytes, device, Errno::ENOSPC)
-            }
-            Command::WRITE_ZEROES => {
-                self.check_writable(device)?;
-                check_range(header.offset_bytes, header.len_bytes, device, Errno::ENOSPC)
-            }
-            Command::TRIM => {
-                self.check_writable(device)?;
-                check_range(header.offset_bytes, header.len_bytes, device, Errno::EINVAL)
-            }
-            Command::CACHE => {
-                check_range(header.offset_bytes, header.len_bytes, device, Errno::EINVAL)
-            }
-            Command::FLUSH if header.offset_bytes != 0 || header.len_bytes != 0 => refuse(
-                Errno::EINVAL,
-                "FLUSH has no range: offset and length must be 0",
-            ),
-            Command::FLUSH => Ok(()),
-            Command::BLOCK_STATUS if !self.base_allocation => {
-                refuse(Errno::EINVAL, "no meta context was negotiated")
-            }
-            Command::BLOCK_STATUS if has_payload => {
-                // Length of the range, and the one context that there is.
-                if header.len_bytes == 12 {
-                    Ok(())
-                } else {
-                    refuse(
-                        Errno::EINVAL,
-                        "the payload must name the one context that was agreed",
-                    )
-                }
-            }
-            Command::BLOCK_STATUS => {
-                check_status_range(header.offset_bytes, header.len_bytes, device)
-            }
-            _ => refuse(Errno::EINVAL, "unknown command"),
-        }
-    }
-
-    fn check_writable(&self, device: &Geometry) -> Result<(), Refusal> {
-        if device.read_only || self.flags.contains(TransmissionFlags::READ_ONLY) {
-            return refuse(Errno::EPERM, "the export is read-only");
-        }
-        Ok(())
     }
 
     /// The payload of an admitted request is there.
@@ -575,7 +483,7 @@ impl Transmission {
             len_bytes: slot.len_bytes,
             to_end_bytes,
             one,
-            wide: self.mode == ReplyMode::Extended,
+            wide: self.rules.mode == ReplyMode::Extended,
             extents_max: self.limits.extents_max,
         };
         let told = status::shape(extents, shape);
@@ -590,35 +498,9 @@ fn to(header: &RequestHeader) -> To {
     }
 }
 
-fn check_payload_len(len_bytes: u64) -> Result<(), Refusal> {
-    if len_bytes > u64::from(PAYLOAD_MAX_BYTES) {
-        return refuse(Errno::EINVAL, "longer than the maximum payload of 32 MiB");
-    }
-    Ok(())
-}
-
-fn check_range(
-    offset_bytes: u64,
-    len_bytes: u64,
-    device: &Geometry,
-    past_end: Errno,
-) -> Result<(), Refusal> {
-    match offset_bytes.checked_add(len_bytes) {
-        Some(end) if end <= device.size_bytes => Ok(()),
-        _ => refuse(past_end, "the range runs past the end of the export"),
-    }
-}
-
-fn check_status_range(offset_bytes: u64, len_bytes: u64, device: &Geometry) -> Result<(), Refusal> {
-    if len_bytes == 0 {
-        return refuse(
-            Errno::EINVAL,
-            "the status of nothing cannot be told: length is 0",
-        );
-    }
-    check_range(offset_bytes, len_bytes, device, Errno::EINVAL)
-}
-
+#[cfg(test)]
+#[path = "transmission_bench.rs"]
+mod bench;
 #[cfg(test)]
 #[path = "transmission_tests.rs"]
 mod tests;

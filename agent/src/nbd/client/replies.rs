@@ -6,9 +6,9 @@ use slab::Slab;
 use super::{ClientError, Completed, RequestError, Token};
 use crate::block::{Extent, Output};
 use crate::nbd::handshake::ReplyMode;
+use crate::nbd::wire::chunk::{AllocationFlags, ErrorChunk, Hole, StatusChunk};
 use crate::nbd::wire::reply::{
-    AllocationFlags, ChunkHeader, ChunkType, EXTENDED_BYTES, Errno, ErrorChunk, Hole, SIMPLE_BYTES,
-    STRUCTURED_BYTES, SimpleReply, StatusChunk,
+    ChunkHeader, ChunkType, EXTENDED_BYTES, Errno, SIMPLE_BYTES, STRUCTURED_BYTES, SimpleReply,
 };
 use crate::nbd::wire::{ChunkFlags, EXTENTS_MAX, SIMPLE_REPLY_MAGIC, STRING_MAX_BYTES, be32};
 

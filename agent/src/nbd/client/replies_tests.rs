@@ -73,7 +73,7 @@ fn chunks_are_put_in_order() {
 fn an_error_after_data_fails_the_request_only() {
     let (mut replies, cookie) = reading(4);
     let mut payload = Vec::new();
-    crate::nbd::wire::reply::emit_error(Errno::EIO, "lost", &mut payload);
+    crate::nbd::wire::chunk::emit_error(Errno::EIO, "lost", &mut payload);
     let bytes = [
         data(cookie, false, 1000, &[1, 1, 1, 1]),
         chunk(cookie, true, ChunkType::ERROR, &payload),

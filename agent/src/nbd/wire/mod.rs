@@ -3,8 +3,10 @@
 //! - this file: magic numbers, flags and bounds;
 //! - [`option`]: handshake: greeting, options and their replies;
 //! - [`request`]: request headers of the transmission phase;
-//! - [`reply`]: simple replies, structured and extended chunks, error numbers.
+//! - [`reply`]: simple replies, headers of structured and extended chunks, error numbers;
+//! - [`chunk`]: what chunks carry.
 
+pub mod chunk;
 pub mod option;
 pub mod reply;
 pub mod request;
