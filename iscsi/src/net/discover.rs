@@ -52,8 +52,12 @@ async fn ask(connected: &mut Connected, deadline: Instant) -> Result<Bytes, Erro
         .map_err(Error::Misuse)?;
     let mut send = SendQueue::new();
     let mut answer = None;
+    let mut arrived = !receive.is_empty();
     loop {
-        let _ = session.handle_input(now(), receive);
+        if std::mem::take(&mut arrived) {
+            // The session's last event has the error too.
+            let _ = session.handle_input(now(), receive);
+        }
         session.handle_timeout(now());
         while let Some(event) = session.poll_event() {
             match (event, &answer) {
@@ -80,7 +84,7 @@ async fn ask(connected: &mut Connected, deadline: Instant) -> Result<Bytes, Erro
         };
         match timeout_at(wake_at, io).await {
             Ok(Ok(0)) => session.handle_lost(std::io::ErrorKind::UnexpectedEof),
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => arrived = true,
             Ok(Err(error)) => session.handle_lost(error.kind()),
             Err(_) if Instant::now() >= deadline => {
                 return answer.ok_or(Error::TimedOut(Waiting::Text));

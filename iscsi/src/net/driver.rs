@@ -159,14 +159,17 @@ impl Driver {
     #[must_use]
     pub fn new(
         stream: TcpStream,
-        session: Session,
+        mut session: Session,
         receive: ReceiveBuffer,
         options: DriverOptions,
         on_events: OnEvents,
     ) -> (Rc<Handle>, Self) {
+        let mut transport = Transport::new(stream, receive);
+        // Once only: bytes that wait for more must not count as a sign of life at every wake-up.
+        transport.take_in(now(), &mut session);
         let handle = Rc::new(Handle {
             session: RefCell::new(session),
-            transport: RefCell::new(Some(Transport::new(stream, receive))),
+            transport: RefCell::new(Some(transport)),
             options,
             waker: RefCell::new(None),
             driving: Cell::new(false),
@@ -243,7 +246,6 @@ impl Driver {
         };
         transport.counters.wakeups += 1;
         let now = now();
-        transport.take_in(now, &mut session);
         let mut left = handle.options.read_budget_bytes;
         while !session.is_closed() {
             if left == 0 {

@@ -96,7 +96,18 @@ pub struct Session {
 impl Session {
     /// The session that begins with the end of a `login` for `kind`, at `now`.
     #[must_use]
-    pub fn new(login: Outcome, kind: &SessionKind, options: SessionOptions, now: Instant) -> Self {
+    pub fn new(
+        login: Outcome,
+        kind: &SessionKind,
+        mut options: SessionOptions,
+        now: Instant,
+    ) -> Self {
+        // Bounds of 0 would be a session that never sends, and more requests than control slots one
+        // that cannot ping.
+        options.transmit_queue_bytes = options.transmit_queue_bytes.max(1);
+        options.task_management_in_flight_max = options
+            .task_management_in_flight_max
+            .clamp(1, CONTROL_SLOTS / 2);
         let negotiated = &login.negotiated;
         let digests = Digests {
             header: negotiated.header_digest,

@@ -35,7 +35,7 @@ pub struct SessionOptions {
     /// reading answers and the connection is dropped. Default 256.
     pub control_queue_max: usize,
     /// Task management requests in flight; others wait. Default 1: a target must take two immediate
-    /// requests at a time (RFC 7143 4.2.2.1), and the other one is a ping.
+    /// requests at a time (RFC 7143 4.2.2.1), and the other one is a ping. Kept within 1 and 32.
     pub task_management_in_flight_max: usize,
     /// Longest answer to a Text Request, in bytes. Default 1 MiB: ten thousand targets.
     pub text_response_max_bytes: usize,

@@ -219,3 +219,52 @@ async fn the_address_that_answers_wins() {
     let (_stream, address) = portal::connect(addresses, &options).await.unwrap();
     assert_eq!(address, open);
 }
+
+/// Plays CHAP up to the proof; returns the proof, and the algorithms that were offered.
+async fn chap(peer: &mut Peer, algorithm: &str) -> (LoginRequest, String) {
+    let mut offered = String::new();
+    loop {
+        let request = peer.login_request().await;
+        let text = String::from_utf8(request.data.to_bytes().to_vec()).unwrap();
+        let pairs: Vec<&str> = text.split('\0').collect();
+        if let Some(value) = pairs.iter().find_map(|p| p.strip_prefix("CHAP_A=")) {
+            offered = value.to_owned();
+        }
+        if pairs.iter().any(|pair| pair.starts_with("CHAP_R=")) {
+            return (request, offered);
+        }
+        let answer = if offered.is_empty() {
+            "AuthMethod=CHAP\0TargetPortalGroupTag=1\0".to_owned()
+        } else {
+            format!("CHAP_A={algorithm}\0CHAP_I=7\0CHAP_C=0x000102030405060708090a0b0c0d0e0f\0")
+        };
+        let response = peer.login_response(&request, (0, 0), &answer);
+        peer.send(response).await;
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_takes_sha_256_for_sha_1_gets_md5() {
+    // tgt computes SHA-1 under number 7: a refusal after 7 is worth one more try with 5.
+    let (listener, portal) = listen().await;
+    let target = async {
+        let mut peer = Peer::accept(&listener).await;
+        let (proof, offered) = chap(&mut peer, "7").await;
+        assert!(offered.split(',').any(|number| number == "7"), "{offered}");
+        let refusal = peer.login_response(&proof, (2, 1), "");
+        peer.send(refusal).await;
+        let mut peer = Peer::accept(&listener).await;
+        let (proof, offered) = chap(&mut peer, "5").await;
+        assert_eq!(offered, "5");
+        let accepted = peer.login_response(&proof, (0, 0), "");
+        peer.send(accepted).await;
+        peer.log_in("").await;
+        peer
+    };
+    let mut config = normal();
+    let secret = crate::login::Secret::new(*b"0123456789abcdef");
+    config.auth = crate::login::InitiatorAuth::Chap(crate::login::ChapConfig::new("user", secret));
+    let options = ConnectOptions::default();
+    let (result, _peer) = tokio::join!(connect(&portal, config, &options), target);
+    result.unwrap();
+}

@@ -296,6 +296,27 @@ async fn a_dead_peer_is_found_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn half_a_pdu_is_no_life_however_busy_the_user_is() {
+    on_one_thread(async {
+        let mut rig = Rig::new("", ConnectOptions::default()).await;
+        rig.peer.stream.write_all(&[0x20; 10]).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let mut tag = 0;
+        while rig.handle.submit(read(tag, 512)).is_ok() {
+            tag += 1;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(start.elapsed().as_secs() < 15, "it is taken for alive");
+        }
+        assert!(matches!(
+            rig.event().await,
+            Event::Closed(CloseReason::Failed(Error::TimedOut(Waiting::Ping)))
+        ));
+        rig.ended().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_set_later_is_met_although_the_timer_was_armed_before() {
     on_one_thread(async {
         let options = ConnectOptions {
