@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 /// A secret. `Debug` prints nothing of it, memory is cleared when it is dropped, and it has no
 /// `Serialize`: only the fields of requests, which travel towards the daemon, name
-/// [`expose`] as their way to be written. No type of an answer can hold one.
+/// `secret::expose` as their way to be written. No type of an answer can hold one.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 

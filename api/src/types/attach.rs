@@ -451,3 +451,120 @@ impl utoipa::PartialSchema for RecoveryTimeout {
 }
 
 impl ToSchema for RecoveryTimeout {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn parse(change: impl FnOnce(&mut Value)) -> Result<AttachRequest, String> {
+        let mut body = json!({ "source": { "iscsi": {
+            "portals": ["192.0.2.1"], "target": "iqn.2026-11.example:a", "lun": 0 } } });
+        change(&mut body);
+        serde_json::from_value(body).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let request = parse(|_| {}).unwrap();
+        assert_eq!(request, AttachRequest::new(request.source.clone()));
+        assert_eq!(request.digests.header, DigestPolicy::Prefer);
+        assert_eq!(
+            request.recovery_timeout_seconds.as_duration(),
+            Some(Duration::from_secs(120))
+        );
+        assert_eq!(request.attach_timeout(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn timeouts() {
+        for (value, timeout) in [
+            (json!(0), RecoveryTimeout::Seconds(0)),
+            (json!(4_294_967_295_u32), RecoveryTimeout::Seconds(u32::MAX)),
+            (json!("forever"), RecoveryTimeout::Forever),
+        ] {
+            let request = parse(|body| body["recovery_timeout_seconds"] = value.clone()).unwrap();
+            assert_eq!(request.recovery_timeout_seconds, timeout);
+            assert_eq!(json!(request)["recovery_timeout_seconds"], value);
+        }
+        for value in [
+            json!(-1),
+            json!(1.5),
+            json!(4_294_967_296_u64),
+            json!("120"),
+            json!(null),
+        ] {
+            let error = parse(|body| body["recovery_timeout_seconds"] = value).unwrap_err();
+            assert!(error.contains("\"forever\""), "{error}");
+        }
+        for value in [0, 601] {
+            let error = parse(|body| body["attach_timeout_seconds"] = json!(value)).unwrap_err();
+            assert!(error.contains("from 1 to 600"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_difference_is_found() {
+        let request = parse(|_| {}).unwrap();
+        assert!(request.differences(&request).is_empty());
+        let source = |body: &mut Value, field: &str, value| body["source"]["iscsi"][field] = value;
+        let chap = json!({ "chap": { "user": "u", "secret": "hunter2hunter2" } });
+        for (changed, field) in [
+            (
+                parse(|b| source(b, "portals", json!(["192.0.2.2"]))),
+                "source.iscsi.portals",
+            ),
+            (
+                parse(|b| source(b, "target", json!("eui.02004567A425678D"))),
+                "source.iscsi.target",
+            ),
+            (parse(|b| source(b, "lun", json!(1))), "source.iscsi.lun"),
+            (parse(|b| source(b, "auth", chap)), "source.iscsi.auth"),
+            (parse(|b| b["device"] = json!("socket")), "device"),
+            (parse(|b| b["read_only"] = json!(true)), "read_only"),
+            (
+                parse(|b| b["digests"] = json!({ "data": "off" })),
+                "digests",
+            ),
+            (
+                parse(|b| b["recovery_timeout_seconds"] = json!(1)),
+                "recovery_timeout_seconds",
+            ),
+        ] {
+            assert_eq!(request.differences(&changed.unwrap()), [field]);
+        }
+        let patient = parse(|b| b["attach_timeout_seconds"] = json!(60)).unwrap();
+        assert!(request.differences(&patient).is_empty());
+    }
+
+    /// RFC 7143 9.2.1: at least 96 bits, and not the same secret both ways.
+    #[test]
+    fn weak_secrets_are_refused() {
+        let chap = |secret: &str, mutual: Option<&str>, allow_short| {
+            let mutual = mutual.map(|secret| MutualChap {
+                user: None,
+                secret: Secret::new(secret.into()),
+            });
+            Chap::new("u".into(), Secret::new(secret.into()), mutual, allow_short).err()
+        };
+        assert_eq!(chap("12-bytes-ok!", None, false), None);
+        assert_eq!(
+            chap("11-bytes-no", None, false),
+            Some(ChapError::SecretShort)
+        );
+        assert_eq!(chap("11-bytes-no", None, true), None);
+        assert_eq!(chap("", None, true), Some(ChapError::SecretLength));
+        assert_eq!(
+            chap(&"x".repeat(256), None, true),
+            Some(ChapError::SecretLength)
+        );
+        assert_eq!(
+            chap("12-bytes-ok!", Some("12-bytes-ok!"), true),
+            Some(ChapError::SameSecret)
+        );
+        assert_eq!(
+            chap("12-bytes-ok!", Some("short"), false),
+            Some(ChapError::SecretShort)
+        );
+    }
+}
