@@ -79,7 +79,7 @@ class PortalTarget:
         self.program = Program(
             "portal",
             [os.path.join(programs, "portal"), "--listen", f"127.0.0.1:{self.port}", "--target", self.name,
-             "--ram-mib", str(size_mib)],
+             "--lun", f"ram:{size_mib}M"],
             folder,
         )
         wait_for(self.program, lambda: accepts(self.port))

@@ -2,6 +2,7 @@
 
 mod istgt;
 mod lio;
+mod portal;
 mod tgt;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::path::Path;
 
 pub use istgt::Istgt;
 pub use lio::Lio;
+pub use portal::Portal;
 pub use tgt::Tgt;
 
 /// Name and secret of one side of CHAP.

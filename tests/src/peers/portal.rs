@@ -1,0 +1,122 @@
+//! berth's own target role as a program, `portal`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+
+use super::{Account, Peer, Spec};
+use crate::process::Process;
+use crate::programs;
+
+const TARGET: &str = "iqn.2026-11.example:portal";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running `portal` with one target and one LUN in a sparse file.
+#[derive(Debug)]
+pub struct Portal {
+    process: Process,
+    address: String,
+    spec: Spec,
+    backing: PathBuf,
+    // Last: the folder goes after the process.
+    _dir: TempDir,
+}
+
+impl Portal {
+    /// Starts a portal on a port that the kernel chooses.
+    ///
+    /// # Errors
+    /// When it does not come up; with its log.
+    pub fn start(spec: Spec) -> Result<Self> {
+        Self::start_with(spec, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// As [`Portal::start`].
+    pub fn start_with(spec: Spec, more: &[&str]) -> Result<Self> {
+        let dir = TempDir::with_prefix("portal-")?;
+        let backing = dir.path().join("lun");
+        let mut args: Vec<String> = ["--listen", "127.0.0.1:0", "--target", TARGET, "--lun"]
+            .map(str::to_owned)
+            .to_vec();
+        args.push(format!("file:{}:{}", backing.display(), spec.size_bytes));
+        let accounts = [("chap", &spec.chap), ("mutual", &spec.mutual)];
+        for (kind, account) in accounts {
+            if let Some(account) = account {
+                args.extend(secret(kind, account, dir.path())?);
+            }
+        }
+        if spec.digests_required {
+            args.extend(
+                ["--header-digest", "require", "--data-digest", "require"].map(str::to_owned),
+            );
+        }
+        args.extend(more.iter().map(|&word| word.to_owned()));
+        let log = dir.path().join("log");
+        let mut process = Process::start("portal", &programs::ours("portal")?, &args, &[], &log)?;
+        let address = process.wait_ready("address", DEADLINE, || {
+            let log = std::fs::read_to_string(&log).context("log")?;
+            // Whole lines only: the program may be in the middle of one.
+            let line = log
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'));
+            Ok(line
+                .filter_map(|line| line.trim_end().strip_prefix("listening on "))
+                .map(str::to_owned)
+                .next())
+        })?;
+        Ok(Self {
+            process,
+            address,
+            spec,
+            backing,
+            _dir: dir,
+        })
+    }
+
+    /// The program's log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+/// Secrets go through files: the command line of a process is for everybody to read.
+fn secret(kind: &str, account: &Account, dir: &Path) -> Result<[String; 4]> {
+    let file = dir.join(format!("{kind}-secret"));
+    std::fs::write(&file, &account.secret)?;
+    Ok([
+        format!("--{kind}-user"),
+        account.user.clone(),
+        format!("--{kind}-secret-file"),
+        file.to_string_lossy().into_owned(),
+    ])
+}
+
+impl Peer for Portal {
+    fn portal(&self) -> String {
+        self.address.clone()
+    }
+    fn target(&self) -> &str {
+        TARGET
+    }
+    fn lun(&self) -> u64 {
+        0
+    }
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+    fn backing(&self) -> Option<&Path> {
+        Some(&self.backing)
+    }
+}
