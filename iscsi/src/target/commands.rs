@@ -86,9 +86,9 @@ impl Connection {
         }
         let unit = shared.unit_of(session, pdu.lun);
         let data_out_wanted = match unit {
-            Some(unit) if !lun_map::is_report_luns(&pdu.cdb) => shared.units[unit]
-                .data_out_len_bytes(&pdu.cdb)
-                .unwrap_or_else(|| pdu.expected_len_bytes.into()),
+            Some(unit) if !lun_map::is_report_luns(&pdu.cdb) => {
+                shared.units[unit].data_out_len_bytes(&pdu.cdb).unwrap_or(0)
+            }
             _ => 0,
         };
         // Data of a command that writes nothing is collected too, and found to be wrong.
@@ -354,10 +354,16 @@ impl Connection {
             return *reply;
         }
         let offered = if task.write { u64::from(task.edtl) } else { 0 };
-        if task.data_out_wanted > offered || (task.read && task.write) {
-            // Part of a write would be worse than none: INVALID FIELD IN COMMAND INFORMATION UNIT, as FCP-4
-            // has it for this case. Bidirectional commands do not exist for block devices.
+        if task.read && task.write {
+            // Bidirectional commands do not exist for block devices.
             return ScsiReply::check_condition(0x05, 0x0e, 0x03);
+        }
+        if task.data_out_wanted != offered
+            && let Some(unit) = task.unit
+            && let Some(reply) =
+                shared.units[unit].check_data_out(&task.cdb, offered, task.data_out_wanted)
+        {
+            return reply;
         }
         let Some(session) = self.session else {
             return ScsiReply::status(0x40);

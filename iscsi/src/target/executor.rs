@@ -65,8 +65,21 @@ impl ScsiReply {
 /// belongs behind a queue of its own.
 pub trait ScsiExecutor: Any + Send {
     /// Bytes of data-out that this CDB takes from the initiator; `None` when the CDB is not understood,
-    /// and then whatever the initiator offers is taken.
+    /// and then nothing is taken.
     fn data_out_len_bytes(&self, cdb: &[u8]) -> Option<u64>;
+
+    /// Judges a command whose initiator offers `offered_bytes` of data-out where it takes `wanted_bytes`: a
+    /// reply ends it unexecuted. Without one it is executed with what there is of what it takes, and the
+    /// response has the residual. By default too little is refused: part of a write would be worse than none.
+    fn check_data_out(
+        &self,
+        _cdb: &[u8],
+        offered_bytes: u64,
+        wanted_bytes: u64,
+    ) -> Option<ScsiReply> {
+        // INVALID FIELD IN COMMAND INFORMATION UNIT, as FCP-4 has it for this case.
+        (offered_bytes < wanted_bytes).then(|| ScsiReply::check_condition(0x05, 0x0e, 0x03))
+    }
 
     /// Executes one command. `data_out` holds at most what [`ScsiExecutor::data_out_len_bytes`] said.
     fn execute(&mut self, nexus: &Nexus, cdb: &[u8], data_out: &Payload) -> ScsiReply;

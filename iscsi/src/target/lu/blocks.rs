@@ -2,7 +2,7 @@
 
 use berth_iobuf::Payload;
 
-use super::refusal::{Refusal, field_in_cdb};
+use super::refusal::{DATA_OUT_LENGTH, Refusal, field_in_cdb};
 use super::{Answer, LogicalUnit};
 use crate::scsi::cdb::Transfer;
 use crate::scsi::{Code, Sense};
@@ -51,9 +51,7 @@ impl LogicalUnit {
     /// what was asked for.
     fn whole<'a>(&self, data_out: &'a Payload, bytes: u64) -> Result<&'a Payload, Refusal> {
         if (data_out.len() as u64) < bytes {
-            return Err(
-                Sense::new(Code::new(crate::scsi::SenseKey::IllegalRequest, 0x0e, 0x03)).into(),
-            );
+            return Err(DATA_OUT_LENGTH);
         }
         Ok(data_out)
     }

@@ -81,7 +81,7 @@ impl LuConfig {
             thin: true,
             rotating: false,
             transfer_max_bytes: 16 << 20,
-            write_same_max_bytes: 64 << 20,
+            write_same_max_bytes: 16 << 20,
             unmap_blocks_max: 1 << 20,
             unmap_descriptors_max: 256,
             compare_and_write_max: 255,

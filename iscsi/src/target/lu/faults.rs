@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn writing_repairs_what_it_covers() {
         let mut faults = LuFaults {
-            unreadable: Vec::from([10..20]),
+            unreadable: std::iter::once(10..20).collect(),
             ..LuFaults::default()
         };
         let error = Refusal::from(Sense::new(Code::UNRECOVERED_READ_ERROR).with_information(10));

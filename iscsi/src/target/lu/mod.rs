@@ -327,6 +327,27 @@ impl ScsiExecutor for LogicalUnit {
         })
     }
 
+    /// READ-like and WRITE commands move what fits and leave the rest to the residual, as initiators that
+    /// test for residuals expect. COMPARE AND WRITE and WRITE SAME with a length other than the CDB's mean
+    /// something else than they say.
+    fn check_data_out(
+        &self,
+        cdb: &[u8],
+        offered_bytes: u64,
+        wanted_bytes: u64,
+    ) -> Option<ScsiReply> {
+        let refusal = match Command::parse(cdb) {
+            Ok(Command::CompareAndWrite(_)) => refusal::field_in_cdb(13, 7),
+            Ok(Command::WriteSame(same)) if !same.no_data => {
+                Sense::new(Code::INVALID_FIELD_IN_CDB).into()
+            }
+            Ok(Command::Write(_) | Command::WriteAndVerify(_)) | Err(_) => return None,
+            Ok(_) if offered_bytes >= wanted_bytes => return None,
+            Ok(_) => refusal::DATA_OUT_LENGTH,
+        };
+        Some(refusal.reply(self.mode.sense_format()))
+    }
+
     fn execute(&mut self, nexus: &Nexus, cdb: &[u8], data_out: &Payload) -> ScsiReply {
         match self.run(nexus, cdb, data_out) {
             Ok(data_in) => ScsiReply {

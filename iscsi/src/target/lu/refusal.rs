@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::disk::DiskError;
 use super::super::executor::ScsiReply;
-use crate::scsi::{Code, ScsiStatus, Sense, SenseFormat};
+use crate::scsi::{Code, ScsiStatus, Sense, SenseFormat, SenseKey};
 
 /// A status other than GOOD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,3 +58,7 @@ pub(super) const fn field_in_parameters(byte: u16) -> Refusal {
 /// PARAMETER LIST LENGTH ERROR.
 pub(super) const PARAMETER_LIST_LENGTH: Refusal =
     Refusal::Sense(Sense::new(Code::PARAMETER_LIST_LENGTH_ERROR));
+
+/// INVALID FIELD IN COMMAND INFORMATION UNIT: the initiator offers less data than the command takes.
+pub(super) const DATA_OUT_LENGTH: Refusal =
+    Refusal::Sense(Sense::new(Code::new(SenseKey::IllegalRequest, 0x0e, 0x03)));

@@ -266,6 +266,30 @@ fn a_short_write_writes_what_is_there() {
     assert_eq!(read(&mut rig, 0, 2), [[2; 512], [1; 512]].concat());
 }
 
+/// What the session asks about lengths that do not agree.
+#[test]
+fn lengths_that_do_not_agree() {
+    let rig = Rig::new();
+    let code = |cdb: Cdb, offered| {
+        let wanted = rig.unit.data_out_len_bytes(cdb.as_bytes()).unwrap();
+        let reply = rig.unit.check_data_out(cdb.as_bytes(), offered, wanted);
+        reply.map(|reply| sense_of(&reply).unwrap().code)
+    };
+    let field = Some(Code::INVALID_FIELD_IN_CDB);
+    assert_eq!(code(Cdb::write16(0, 2, Caching::NONE), 512), None);
+    assert_eq!(code(Cdb::write16(0, 2, Caching::NONE), 2048), None);
+    assert_eq!(
+        code(Cdb::compare_and_write(0, 0, Caching::NONE), 512),
+        field
+    );
+    assert_eq!(code(Cdb::write_same16(0, 1, false, false), 1024), field);
+    assert_eq!(code(Cdb::write_same16(0, 1, false, false), 256), field);
+    assert_eq!(code(Cdb::write_same16(0, 1, false, true), 512), None);
+    assert_eq!(code(Cdb::unmap(24), 32), None);
+    assert!(code(Cdb::unmap(24), 16).is_some_and(|code| code.asc == 0x0e));
+    assert_eq!(rig.unit.data_out_len_bytes(&[0xff; 16]), None);
+}
+
 #[test]
 fn write_protection_stops_every_write() {
     let mut rig = Rig::new();
@@ -298,7 +322,7 @@ fn faults_do_what_they_say() {
     rig.unit.faults().once(Code::INTERNAL_TARGET_FAILURE);
     assert_eq!(rig.tur(&rig.a.clone()), Err(Code::INTERNAL_TARGET_FAILURE));
     *rig.unit.faults() = LuFaults {
-        unreadable: Vec::from([40..41]),
+        unreadable: std::iter::once(40..41).collect(),
         space_full: true,
         ..LuFaults::default()
     };
