@@ -1,2 +1,110 @@
-//! `berthd`, the node daemon.
-fn main() {}
+//! `berthd`, the node daemon: arguments, logging, exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use berth_agent::app;
+use berth_agent::config::{Config, Log, LogFormat};
+use clap::{Parser, Subcommand};
+
+/// Gives iSCSI volumes a berth on this node: attaches them over a local HTTP API and serves them over
+/// NBD.
+#[derive(Parser)]
+#[command(name = "berthd", version)]
+struct Arguments {
+    /// Configuration file [default: /etc/berth/berth.toml, if it exists]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// What must survive a restart; overrides the configuration
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where the sockets are; overrides the configuration
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// Check the configuration and end
+    #[arg(long)]
+    check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show everything at work in one process: a simulated portal, two volumes, data written and
+    /// verified through NBD with digests. Needs no root and touches nothing outside a temporary
+    /// directory.
+    #[cfg(feature = "sim")]
+    Demo(berth_agent::sim::demo::DemoOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    if let Some(dir) = arguments.state_dir {
+        config.node.state_dir = dir;
+    }
+    if let Some(dir) = arguments.runtime_dir {
+        config.node.runtime_dir = dir;
+    }
+    if let Err(error) = config.make_paths_absolute() {
+        return fail(&error);
+    }
+    if arguments.check {
+        println!("the configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("berth-control")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let result = match arguments.command {
+        #[cfg(feature = "sim")]
+        Some(Command::Demo(options)) => {
+            // The demo speaks for itself; the log says only what went wrong, unless asked for more.
+            config.log.filter = "warn".to_owned();
+            start_log(&config.log)
+                .and_then(|()| runtime.block_on(berth_agent::sim::demo::run(&options)))
+        }
+        None => start_log(&config.log).and_then(|()| runtime.block_on(app::run(config))),
+    };
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Threads of the control plane; its work is small and mostly waits.
+const CONTROL_THREADS: usize = 2;
+/// Time for control-plane work that is left at the end.
+const SHUTDOWN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn start_log(log: &Log) -> anyhow::Result<()> {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = std::env::var("BERTH_LOG").unwrap_or_else(|_| log.filter.clone());
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|error| anyhow::anyhow!("log.filter: {filter:?} is not a filter: {error}"))?;
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let subscriber = fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour);
+    match log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+fn fail(error: &(impl std::fmt::Display + ?Sized)) -> ExitCode {
+    eprintln!("berthd: {error:#}");
+    ExitCode::FAILURE
+}

@@ -69,6 +69,7 @@ enum Step {
     },
 }
 
+#[derive(Clone, Copy)]
 struct RaggedZeroes {
     offset: u64,
     end: u64,

@@ -13,6 +13,7 @@ pub mod align;
 mod device;
 pub mod fault;
 pub mod hub;
+pub mod lun;
 #[cfg(test)]
 mod model;
 pub mod ram;

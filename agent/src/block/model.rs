@@ -51,7 +51,7 @@ impl ModelDevice {
         let block = u64::from(self.geometry.logical_block_bytes);
         let check = |offset: u64, len: u64| {
             assert!(
-                offset % block == 0 && len % block == 0,
+                offset.is_multiple_of(block) && len.is_multiple_of(block),
                 "unaligned {offset}+{len}"
             );
             if offset + len > self.geometry.size_bytes {

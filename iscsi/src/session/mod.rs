@@ -260,6 +260,12 @@ impl Session {
         self.counters
     }
 
+    /// What the decoder counted: PDUs and digests.
+    #[must_use]
+    pub fn decoder_counters(&self) -> crate::pdu::Counters {
+        self.connection.decoder.counters()
+    }
+
     /// Commands that were sent and have no outcome yet.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -1,0 +1,238 @@
+//! The daemon: its parts in order, and their end in reverse.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_api::Secret;
+use berth_api::events::EventLog;
+use berth_api::server::{Api, Listener, UnixSocket};
+use berth_api::types::{EventKind, NewEvent, unix_ms_now};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::discovery::Discoverer;
+use crate::initiator::Initiator;
+use crate::nbd;
+use crate::node;
+use crate::plane::DataPlane;
+use crate::service::{NodeFacts, Service};
+use crate::volume::intent::Intents;
+use crate::volume::{Manager, ManagerOptions};
+
+/// Events kept for readers that come back.
+const EVENTS_KEPT: usize = 1024;
+/// Most attachments of a node. Each costs a session, some buffers and a place in every answer; CSI
+/// reports the number to the scheduler.
+const ATTACHMENTS_MAX: usize = 1024;
+/// Mode of the API socket and of the NBD socket: the daemon's group may use them.
+const SOCKET_MODE: u32 = 0o660;
+/// Time for the last I/O and the logouts when the daemon stops.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A daemon that is up. Dropping it does not end it; [`Daemon::stop`] does.
+pub struct Daemon {
+    api: Api<Service>,
+    servers: Vec<JoinHandle<()>>,
+    nbd: JoinHandle<()>,
+    manager: Arc<Manager>,
+    plane: Arc<DataPlane>,
+    events: Arc<EventLog>,
+    api_socket: PathBuf,
+    nbd_socket: PathBuf,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When a part cannot be started; the message names it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let daemon = Daemon::start(&config).await?;
+    tracing::info!(
+        api = %daemon.api_socket.display(), nbd = %daemon.nbd_socket.display(),
+        version = env!("CARGO_PKG_VERSION"), "berthd is ready"
+    );
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    daemon.stop().await;
+    Ok(())
+}
+
+impl Daemon {
+    /// Starts every part. Nothing is reachable before all state is loaded.
+    ///
+    /// # Errors
+    /// When a part cannot be started; what was started before is ended.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let state_dir = &config.node.state_dir;
+        let intents = Intents::open(state_dir).context("node.state_dir")?;
+        std::fs::create_dir_all(&config.node.runtime_dir).with_context(|| {
+            format!(
+                "node.runtime_dir: cannot make {}",
+                config.node.runtime_dir.display()
+            )
+        })?;
+        let name = config.node.name.clone().unwrap_or_else(node::host_name);
+        let initiator_name = match &config.node.initiator_name {
+            Some(name) => name.parse()?,
+            None => node::initiator_name(state_dir, &name)?,
+        };
+        let token = read_token(config)?;
+        let api_socket = UnixSocket::bind(&config.api_socket(), SOCKET_MODE)
+            .map_err(|error| with_cause("api.socket", &error))?;
+        let tcp = match config.api.listen {
+            Some(address) => Some(
+                tokio::net::TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("api.listen: cannot listen on {address}"))?,
+            ),
+            None => None,
+        };
+        let initiator = Arc::new(Initiator::new(initiator_name, config));
+        let plane = Arc::new(DataPlane::start(config.data_plane_threads())?);
+        let events = Arc::new(EventLog::new(EVENTS_KEPT));
+        let manager = Manager::new(ManagerOptions {
+            intents,
+            plane: Arc::clone(&plane),
+            events: Arc::clone(&events),
+            spec: {
+                let initiator = Arc::clone(&initiator);
+                Box::new(move |name, intent| initiator.volume_spec(name, intent))
+            },
+            attachments_max: ATTACHMENTS_MAX,
+        });
+        let nbd_socket = config.nbd_socket();
+        let nbd_server = nbd::server::Server::bind(&nbd_socket, SOCKET_MODE, nbd_limits(config))
+            .map_err(|error| with_cause("nbd.socket", &error))?;
+        restore(&manager, &events)?;
+        let nbd = tokio::spawn({
+            let manager = Arc::clone(&manager);
+            async move {
+                let exports = Arc::clone(&manager);
+                nbd_server
+                    .run(exports, move |handover| manager.serve(handover))
+                    .await;
+            }
+        });
+        let facts = NodeFacts {
+            name,
+            initiator_name: initiator.name().to_owned(),
+            nbd_socket: nbd_socket.clone(),
+            data_threads: plane.thread_count(),
+            attachments_max: ATTACHMENTS_MAX,
+            started_unix_ms: unix_ms_now(),
+        };
+        let discoverer = Discoverer::new(initiator, Arc::clone(&plane));
+        let service = Service::new(Arc::clone(&manager), Arc::clone(&events), facts, discoverer);
+        let api = Api::new(Arc::new(service));
+        let mut listeners = vec![Listener::Unix(api_socket)];
+        if let (Some(tcp), Some(token)) = (tcp, token) {
+            listeners.push(Listener::Tcp(tcp, token));
+        }
+        let servers = listeners
+            .into_iter()
+            .map(|listener| {
+                let api = api.clone();
+                tokio::spawn(async move { api.serve(listener).await })
+            })
+            .collect();
+        Ok(Self {
+            api,
+            servers,
+            nbd,
+            manager,
+            plane,
+            events,
+            api_socket: config.api_socket(),
+            nbd_socket,
+        })
+    }
+
+    /// Path of the API socket.
+    #[must_use]
+    pub fn api_socket(&self) -> &std::path::Path {
+        &self.api_socket
+    }
+
+    /// Path of the NBD socket.
+    #[must_use]
+    pub fn nbd_socket(&self) -> &std::path::Path {
+        &self.nbd_socket
+    }
+
+    /// Stops every part in reverse order: no new calls, no new NBD clients, I/O in flight is finished,
+    /// sessions are closed. Attachments stay wanted: the next start takes them on again.
+    pub async fn stop(self) {
+        self.events
+            .publish(NewEvent::new(EventKind::Notice, "the daemon is stopping"));
+        self.nbd.abort();
+        let _ = self.nbd.await;
+        self.manager.stop(STOP_LIMIT).await;
+        self.events.close();
+        self.api.stop();
+        for server in self.servers {
+            let _ = server.await;
+        }
+        drop(self.manager);
+        // Threads end when their volumes are gone; waiting for them would block this runtime.
+        if let Some(plane) = Arc::into_inner(self.plane) {
+            let _ = tokio::task::spawn_blocking(move || plane.stop()).await;
+        }
+    }
+}
+
+fn restore(manager: &Manager, events: &EventLog) -> anyhow::Result<()> {
+    let (count, unreadable) = manager.restore().context("node.state_dir")?;
+    if count > 0 {
+        tracing::info!(count, "attachments of the last run are taken on");
+    }
+    for (name, error) in unreadable {
+        tracing::error!(volume = name, %error, "an attachment cannot be taken on");
+        events.publish(NewEvent::new(EventKind::Notice, format!("{name}: {error}")));
+    }
+    Ok(())
+}
+
+fn nbd_limits(config: &Config) -> nbd::server::ServerLimits {
+    nbd::server::ServerLimits {
+        connections_max: config.nbd.connections_max,
+        handshake_timeout: config.nbd.handshake_timeout.0,
+        ..nbd::server::ServerLimits::default()
+    }
+}
+
+fn read_token(config: &Config) -> anyhow::Result<Option<Secret>> {
+    let Some(path) = &config.api.token_file else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("api.token_file: cannot read {}", path.display()))?;
+    let token = text.trim();
+    anyhow::ensure!(
+        token.len() >= TOKEN_LEN_MIN,
+        "api.token_file: {} holds {} bytes; a token needs at least {TOKEN_LEN_MIN}, for example \
+         from `openssl rand -hex 16`",
+        path.display(),
+        token.len(),
+    );
+    Ok(Some(Secret::new(token.to_owned())))
+}
+
+/// Shorter tokens can be guessed over loopback.
+const TOKEN_LEN_MIN: usize = 16;
+
+fn with_cause(key: &str, error: &dyn std::error::Error) -> anyhow::Error {
+    match error.source() {
+        Some(source) => anyhow::anyhow!("{key}: {error}: {source}"),
+        None => anyhow::anyhow!("{key}: {error}"),
+    }
+}

@@ -1,0 +1,206 @@
+//! Metrics in Prometheus text format 0.0.4, made afresh from the counters at each scrape.
+
+use std::fmt::Write as _;
+
+use crate::block::stats::OpKind;
+use crate::plane::Snapshot;
+use crate::volume::Known;
+
+/// Upper edges of the latency histogram that is shown, in seconds; the counters are finer.
+const LATENCY_EDGES_S: [f64; 12] = [
+    0.000_064, 0.000_128, 0.000_256, 0.000_512, 0.001, 0.002, 0.004, 0.016, 0.064, 0.256, 1.024,
+    8.192,
+];
+
+/// Writes one family after another.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.text.push_str(name);
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let _ = write!(self.text, "{}{label}=\"", if at == 0 { '{' } else { ',' });
+            for c in text.chars() {
+                match c {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    c => self.text.push(c),
+                }
+            }
+            self.text.push('"');
+        }
+        let _ = writeln!(
+            self.text,
+            "{} {value}",
+            if labels.is_empty() { "" } else { "}" }
+        );
+    }
+}
+
+/// The whole page. `uptime_ms`: since the daemon started.
+pub(crate) fn render(all: &[(Known, Option<Snapshot>)], uptime_ms: u64) -> String {
+    let mut page = Page::default();
+    page.family("berth_build_info", "gauge", "Version of the daemon.");
+    page.sample(
+        "berth_build_info",
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1,
+    );
+    page.family(
+        "berth_uptime_seconds",
+        "gauge",
+        "Time since the daemon started.",
+    );
+    page.sample("berth_uptime_seconds", &[], uptime_ms as f64 / 1e3);
+    page.family("berth_attachments", "gauge", "Attachments by state.");
+    for state in [
+        "connecting",
+        "attached",
+        "recovering",
+        "detaching",
+        "failed",
+    ] {
+        let count = all
+            .iter()
+            .filter(|(known, _)| known.state().0.as_str() == state)
+            .count();
+        page.sample("berth_attachments", &[("state", state)], count);
+    }
+    requests(&mut page, all);
+    volumes(&mut page, all);
+    page.text
+}
+
+fn requests(page: &mut Page, all: &[(Known, Option<Snapshot>)]) {
+    let counted = || {
+        all.iter().flat_map(|(known, _)| {
+            let stats = known.volume().map(|volume| volume.stats());
+            stats.into_iter().flat_map(move |stats| {
+                OpKind::ALL
+                    .into_iter()
+                    .map(move |kind| (known.name.as_str(), kind, stats.op(kind)))
+            })
+        })
+    };
+    page.family(
+        "berth_nbd_requests_total",
+        "counter",
+        "Requests answered, failed ones too.",
+    );
+    for (volume, kind, op) in counted() {
+        page.sample(
+            "berth_nbd_requests_total",
+            &[("volume", volume), ("op", kind.name())],
+            op.requests(),
+        );
+    }
+    page.family(
+        "berth_nbd_request_bytes_total",
+        "counter",
+        "Bytes of requests that succeeded.",
+    );
+    for (volume, kind, op) in counted() {
+        page.sample(
+            "berth_nbd_request_bytes_total",
+            &[("volume", volume), ("op", kind.name())],
+            op.bytes(),
+        );
+    }
+    page.family("berth_io_errors_total", "counter", "Requests that failed.");
+    for (volume, kind, op) in counted() {
+        page.sample(
+            "berth_io_errors_total",
+            &[("volume", volume), ("op", kind.name())],
+            op.errors(),
+        );
+    }
+    let name = "berth_nbd_request_duration_seconds";
+    page.family(name, "histogram", "Time from request to answer.");
+    for (volume, kind, op) in counted().filter(|(_, _, op)| op.requests() > 0) {
+        let fine: Vec<(f64, u64)> = op.latency_cumulative().collect();
+        let labels = [("volume", volume), ("op", kind.name())];
+        for edge in LATENCY_EDGES_S {
+            let below = fine.iter().take_while(|(upper, _)| *upper <= edge).last();
+            let edge = edge.to_string();
+            let labels = [labels[0], labels[1], ("le", edge.as_str())];
+            page.sample(
+                &format!("{name}_bucket"),
+                &labels,
+                below.map_or(0, |(_, count)| *count),
+            );
+        }
+        let count = fine.last().map_or(0, |(_, count)| *count);
+        page.sample(
+            &format!("{name}_bucket"),
+            &[labels[0], labels[1], ("le", "+Inf")],
+            count,
+        );
+        page.sample(&format!("{name}_sum"), &labels, op.busy().as_secs_f64());
+        page.sample(&format!("{name}_count"), &labels, count);
+    }
+}
+
+fn volumes(page: &mut Page, all: &[(Known, Option<Snapshot>)]) {
+    let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Snapshot) -> u64| {
+        page.family(name, kind, help);
+        for (known, snapshot) in all {
+            if let Some(snapshot) = snapshot {
+                page.sample(name, &[("volume", known.name.as_str())], value(snapshot));
+            }
+        }
+    };
+    each(
+        "berth_nbd_clients",
+        "gauge",
+        "NBD connections that have the export open.",
+        &|s| s.clients.into(),
+    );
+    each(
+        "berth_iscsi_commands_total",
+        "counter",
+        "SCSI commands sent.",
+        &|s| s.commands,
+    );
+    each(
+        "berth_iscsi_digests_checked_total",
+        "counter",
+        "Digests that were checked.",
+        &|s| s.digests_checked,
+    );
+    each(
+        "berth_iscsi_digest_errors_total",
+        "counter",
+        "Digests that were wrong.",
+        &|s| s.digest_errors,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut page = Page::default();
+        page.sample("m", &[("a", "q\"b\\s\nn"), ("b", "x")], 3);
+        assert_eq!(page.text, "m{a=\"q\\\"b\\\\s\\nn\",b=\"x\"} 3\n");
+    }
+
+    #[test]
+    fn a_node_without_attachments_has_a_page_too() {
+        let text = render(&[], 1500);
+        assert!(text.contains("berth_uptime_seconds 1.5\n"), "{text}");
+        assert!(
+            text.contains("berth_attachments{state=\"attached\"} 0\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! The data plane: a fixed pool of threads, each with volumes of its own.
+//!
+//! One volume's NBD connections and iSCSI connection live together on one thread with a
+//! single-threaded runtime. Between an NBD request and its SCSI command there is no lock, no channel
+//! and no other thread. The control plane has a runtime of its own and talks to a volume by
+//! commands.
+
+mod local;
+mod thread;
+mod transport;
+mod volume;
+
+pub use thread::{DataPlane, Place, Stopped, ThreadHandle};
+pub use volume::{Ended, InUse, Ready, SessionView, Snapshot, Volume, VolumeSpec};

@@ -1,0 +1,203 @@
+//! Threads that move data.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+/// Jobs that may wait for one thread. They are control work (attach, detach), a handful at a time.
+const JOBS_MAX: usize = 256;
+
+type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// The pool.
+pub struct DataPlane {
+    threads: Vec<(ThreadHandle, JoinHandle<()>)>,
+}
+
+/// One thread of the pool, from outside.
+#[derive(Clone)]
+pub struct ThreadHandle {
+    jobs: mpsc::Sender<Job>,
+    /// Volumes that live there.
+    volumes: Arc<AtomicUsize>,
+}
+
+/// The thread has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the data plane has stopped")]
+pub struct Stopped;
+
+impl DataPlane {
+    /// Starts `count` threads.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let threads = (0..count.max(1))
+            .map(start_thread)
+            .collect::<io::Result<_>>()?;
+        Ok(Self { threads })
+    }
+
+    /// Number of threads.
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// The thread with the fewest volumes, with a place taken on it.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let least = self
+            .threads
+            .iter()
+            .map(|(handle, _)| handle)
+            .min_by_key(|handle| handle.volumes.load(Ordering::Relaxed))
+            .expect("there is at least one thread");
+        least.volumes.fetch_add(1, Ordering::Relaxed);
+        Place {
+            thread: least.clone(),
+        }
+    }
+
+    /// Whether every thread takes work within `limit`.
+    pub async fn responds(&self, limit: std::time::Duration) -> bool {
+        for (handle, _) in &self.threads {
+            let answer = handle.run(|| async {});
+            if !matches!(tokio::time::timeout(limit, answer).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends the threads once their work is done. Volumes must have been detached or dropped before.
+    pub fn stop(self) {
+        for (handle, join) in self.threads {
+            drop(handle);
+            if join.join().is_err() {
+                tracing::error!("a data-plane thread had panicked");
+            }
+        }
+    }
+}
+
+/// A volume's place on a thread; given back when dropped.
+pub struct Place {
+    thread: ThreadHandle,
+}
+
+impl Place {
+    /// The thread.
+    #[must_use]
+    pub fn thread(&self) -> &ThreadHandle {
+        &self.thread
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.thread.volumes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ThreadHandle {
+    /// Runs on the thread the future that `make` makes there, and gives its result. The future need
+    /// not be `Send`; it goes on when the caller stops waiting.
+    ///
+    /// # Errors
+    /// When the thread has stopped.
+    pub async fn run<F, Fut, T>(&self, make: F) -> Result<T, Stopped>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        self.spawn(move || async move {
+            // The caller may have gone; the work was done all the same.
+            let _ = sender.send(make().await);
+        })
+        .await?;
+        receiver.await.map_err(|_| Stopped)
+    }
+
+    /// Starts on the thread the future that `make` makes there, as a task of its own.
+    ///
+    /// # Errors
+    /// When the thread has stopped.
+    pub async fn spawn<F, Fut>(&self, make: F) -> Result<(), Stopped>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let job: Job = Box::new(move || Box::pin(make()));
+        self.jobs.send(job).await.map_err(|_| Stopped)
+    }
+}
+
+fn start_thread(index: usize) -> io::Result<(ThreadHandle, JoinHandle<()>)> {
+    let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_MAX);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let join = std::thread::Builder::new()
+        .name(format!("berth-data-{index}"))
+        .spawn(move || {
+            let local = LocalSet::new();
+            local.spawn_local(async move {
+                while let Some(job) = queue.recv().await {
+                    tokio::task::spawn_local(job());
+                }
+            });
+            // Ends when all handles are gone and every task has ended.
+            runtime.block_on(local);
+        })?;
+    Ok((
+        ThreadHandle {
+            jobs,
+            volumes: Arc::default(),
+        },
+        join,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    #[tokio::test]
+    async fn work_that_is_not_send_runs_on_one_thread() {
+        let plane = DataPlane::start(2).expect("starts");
+        let (a, b) = (plane.place(), plane.place());
+        let name = || async {
+            let local = Rc::new(std::thread::current().name().map(str::to_owned));
+            tokio::task::yield_now().await;
+            Option::clone(&local)
+        };
+        let first = a.thread().run(name).await.expect("runs");
+        let second = b.thread().run(name).await.expect("runs");
+        assert_ne!(first, second, "places are spread");
+        drop((a, b));
+        plane.stop();
+    }
+
+    #[tokio::test]
+    async fn a_place_that_was_given_back_is_used_again() {
+        let plane = DataPlane::start(2).expect("starts");
+        let (a, _b) = (plane.place(), plane.place());
+        let volumes = Arc::clone(&a.thread().volumes);
+        drop(a);
+        let again = plane.place();
+        assert!(Arc::ptr_eq(&volumes, &again.thread().volumes));
+        drop((again, _b));
+        plane.stop();
+    }
+}

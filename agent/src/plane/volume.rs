@@ -1,0 +1,254 @@
+//! A volume from outside of its thread: attach, hand over connections, look, detach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::Error;
+use berth_api::types::Identity;
+use berth_iscsi::login::LoginConfig;
+use berth_iscsi::name::Portal;
+use berth_iscsi::net::ConnectOptions;
+use berth_iscsi::types::{Isid, Lun};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::local;
+use super::thread::Place;
+use crate::block::Geometry;
+use crate::block::fault::FaultSwitches;
+use crate::block::stats::IoStats;
+use crate::nbd;
+use crate::volume::intent::KnownIdentity;
+
+/// Commands that may wait for one volume's task; connections handed over are the most of them.
+const COMMANDS_MAX: usize = 256;
+/// A look at a volume that is not answered in this time is not answered at all.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How to bring a volume up.
+#[derive(Debug, Clone)]
+pub struct VolumeSpec {
+    /// Name of the attachment, for logs.
+    pub name: String,
+    /// Name of the target, for messages.
+    pub target: String,
+    /// Portals, in the order in which they are tried.
+    pub portals: Vec<Portal>,
+    /// Who logs in where, with what offer.
+    pub login: LoginConfig,
+    /// Times and limits of connection and session.
+    pub connect: ConnectOptions,
+    /// The logical unit.
+    pub lun: Lun,
+    /// Refuse writes whatever the unit allows.
+    pub read_only: bool,
+    /// A SCSI command must be answered within this time.
+    pub command_timeout: Duration,
+    /// I/O in flight is finished and the session is closed within this time at the end.
+    pub logout_timeout: Duration,
+    /// Bounds of each NBD connection.
+    pub nbd: nbd::transmission::Limits,
+}
+
+/// What is known once a volume is up.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// What the unit says it is, for comparison after a restart.
+    pub identity: Option<KnownIdentity>,
+    /// The same for people.
+    pub facts: Identity,
+}
+
+/// A session, for people.
+#[derive(Debug, Clone)]
+pub struct SessionView {
+    /// The portal that was asked for, as `host:port`.
+    pub portal: String,
+    /// Our part of the session's identifier.
+    pub isid: Isid,
+    /// The target's part.
+    pub tsih: u16,
+    /// Connection ID.
+    pub cid: u16,
+    /// Target portal group.
+    pub portal_group_tag: Option<u16>,
+    /// Our end of the connection.
+    pub local: String,
+    /// The target's end.
+    pub peer: String,
+    /// When it was logged in.
+    pub since_unix_ms: u64,
+    /// What login settled, by the names of RFC 7143 13.
+    pub negotiated: Vec<(String, String)>,
+}
+
+/// How a volume stands at this moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Its session.
+    pub session: SessionView,
+    /// NBD connections that have it open.
+    pub clients: u32,
+    /// SCSI commands sent.
+    pub commands: u64,
+    /// Digests that were checked.
+    pub digests_checked: u64,
+    /// Digests that were wrong.
+    pub digest_errors: u64,
+}
+
+/// How a volume ended.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// On request.
+    Detached,
+    /// The session was lost.
+    SessionLost(Error),
+}
+
+/// The volume is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InUse {
+    /// Number of NBD connections.
+    pub clients: u32,
+}
+
+/// What a volume's task is asked for.
+pub(super) enum VolumeCommand {
+    Serve(Box<nbd::connection::Handover>),
+    Snapshot(oneshot::Sender<Snapshot>),
+    BeginDetach {
+        force: bool,
+        answer: oneshot::Sender<Result<(), InUse>>,
+    },
+    End,
+}
+
+/// What the volume's task and its owner share.
+pub(super) struct Shared {
+    pub(super) stats: Arc<IoStats>,
+    pub(super) faults: Arc<FaultSwitches>,
+    pub(super) geometry: watch::Sender<Option<Geometry>>,
+    pub(super) ended: watch::Sender<Option<Ended>>,
+}
+
+/// A volume that is up. Dropping it ends it at once; [`Volume::end`] does so in good order.
+pub struct Volume {
+    commands: mpsc::Sender<VolumeCommand>,
+    shared: Arc<Shared>,
+    ready: Ready,
+    _place: Place,
+}
+
+impl Volume {
+    /// Connects, logs in, finds out what the unit is, and makes it ready to serve. Dropping the future
+    /// ends the attempt.
+    ///
+    /// # Errors
+    /// The first portal's reason when all failed, or why the unit cannot be used.
+    pub async fn attach(place: Place, spec: VolumeSpec) -> Result<Self, Error> {
+        let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+        let (up, ready) = oneshot::channel();
+        let shared = Arc::new(Shared {
+            stats: Arc::default(),
+            faults: Arc::default(),
+            geometry: watch::Sender::new(None),
+            ended: watch::Sender::new(None),
+        });
+        let theirs = Arc::clone(&shared);
+        let stopped = |_| Error::internal("the data plane has stopped");
+        place
+            .thread()
+            .spawn(move || local::run(spec, queue, up, theirs))
+            .await
+            .map_err(|stopped| Error::internal(stopped.to_string()))?;
+        let ready = ready.await.map_err(stopped)??;
+        Ok(Self {
+            commands,
+            shared,
+            ready,
+            _place: place,
+        })
+    }
+
+    /// What was found at bring-up.
+    #[must_use]
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Size, limits and abilities, as of now.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.shared
+            .geometry
+            .borrow()
+            .clone()
+            .expect("known before the volume is ready")
+    }
+
+    /// Counters of its I/O.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<IoStats> {
+        &self.shared.stats
+    }
+
+    /// Switches that make its requests fail.
+    #[must_use]
+    pub fn faults(&self) -> &Arc<FaultSwitches> {
+        &self.shared.faults
+    }
+
+    /// Lets the volume serve an NBD connection. When it cannot (it is ending, or far too many wait)
+    /// the connection is closed.
+    pub fn serve(&self, handover: nbd::connection::Handover) {
+        let _ = self
+            .commands
+            .try_send(VolumeCommand::Serve(Box::new(handover)));
+    }
+
+    /// How it stands; `None` when it has ended or does not answer at once.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        let (sender, receiver) = oneshot::channel();
+        let look = async {
+            self.commands
+                .send(VolumeCommand::Snapshot(sender))
+                .await
+                .ok()?;
+            receiver.await.ok()
+        };
+        tokio::time::timeout(SNAPSHOT_TIMEOUT, look).await.ok()?
+    }
+
+    /// Takes no more NBD connections, unless some are open and `force` is not set.
+    ///
+    /// # Errors
+    /// When it is open; nothing has changed then.
+    pub async fn begin_detach(&self, force: bool) -> Result<(), InUse> {
+        let (answer, receiver) = oneshot::channel();
+        if self
+            .commands
+            .send(VolumeCommand::BeginDetach { force, answer })
+            .await
+            .is_err()
+        {
+            return Ok(()); // It has ended already.
+        }
+        receiver.await.unwrap_or(Ok(()))
+    }
+
+    /// Ends it in good order: I/O in flight is finished, the cache is flushed, the session is logged
+    /// out; all within the logout timeout. Returns when it is gone.
+    pub async fn end(&self) {
+        let _ = self.commands.send(VolumeCommand::End).await;
+        self.wait_ended().await;
+    }
+
+    /// Waits until it has ended, and says how.
+    pub async fn wait_ended(&self) -> Ended {
+        let mut ended = self.shared.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ended::Detached),
+            Err(_) => Ended::Detached,
+        }
+    }
+}

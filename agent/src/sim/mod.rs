@@ -1,0 +1,9 @@
+//! A pretend storage system, for the demo and for rehearsals (feature `sim`).
+//!
+//! - [`portal`]: a real iSCSI portal with volumes in memory, on a thread of its own
+//! - [`workload`]: data written, read back and compared through NBD
+//! - [`demo`]: `berthd demo`
+
+pub mod demo;
+pub mod portal;
+pub mod workload;

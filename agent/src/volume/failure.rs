@@ -1,0 +1,119 @@
+//! Failures of attach and detach as errors of the API: one place, one wording.
+
+use std::time::Duration;
+
+use berth_api::{AttachmentName, Code, Error};
+use berth_iscsi::error::{Error as IscsiError, Incompatibility, LoginStatus, Recovery};
+
+use berth_iscsi::net::ConnectError;
+use berth_iscsi::types::Lun;
+
+use crate::block;
+use crate::block::lun::probe::ProbeError;
+
+/// An error of the initiator; `portal` where one was tried.
+pub(crate) fn from_iscsi(error: IscsiError, target: &str, portal: Option<&str>) -> Error {
+    let (code, what) = code_of(&error);
+    let retryable = !matches!(error.recovery(), Recovery::Fatal);
+    let at = portal.map_or_else(String::new, |portal| format!(" at portal {portal}"));
+    Error::new(code, format!("{what} (target {target}{at}): {error}"))
+        .with_retryable(retryable)
+        .with_cause(error)
+}
+
+/// No session could be had.
+pub(crate) fn from_connect(failed: ConnectError, target: &str) -> Error {
+    let portal = failed.portal.to_string();
+    from_iscsi(failed.error, target, Some(&portal))
+}
+
+fn code_of(error: &IscsiError) -> (Code, &'static str) {
+    match error {
+        IscsiError::LoginRejected(status) => match *status {
+            LoginStatus::AUTHENTICATION_FAILURE => (
+                Code::AuthenticationFailed,
+                "the target does not accept the credentials",
+            ),
+            LoginStatus::AUTHORIZATION_FAILURE => (
+                Code::AccessDenied,
+                "the target does not admit this initiator",
+            ),
+            LoginStatus::NOT_FOUND | LoginStatus::TARGET_REMOVED => {
+                (Code::TargetNotFound, "the portal has no such target")
+            }
+            _ => (Code::TargetUnreachable, "the target refuses the login"),
+        },
+        IscsiError::TargetIncompatible(
+            Incompatibility::Authentication(_) | Incompatibility::TargetNotAuthenticated(_),
+        ) => (Code::AuthenticationFailed, "authentication failed"),
+        IscsiError::TargetIncompatible(_) => (
+            Code::TargetIncompatible,
+            "the target does not do what was required",
+        ),
+        IscsiError::Malformed { .. } | IscsiError::TargetMisbehaved(_) | IscsiError::Digest(_) => (
+            Code::TargetIncompatible,
+            "the portal does not speak iSCSI as it should",
+        ),
+        IscsiError::Rejected(_) => (Code::TargetIncompatible, "the target refused a request"),
+        IscsiError::Lost(_) => (Code::TargetUnreachable, "the target cannot be reached"),
+        IscsiError::TimedOut(_) => (Code::Deadline, "the target does not answer in time"),
+        IscsiError::Misuse(_) => (Code::InvalidArgument, "the request cannot be carried out"),
+    }
+}
+
+/// The logical unit cannot be used.
+pub(crate) fn from_probe(error: ProbeError, lun: Lun, target: &str) -> Error {
+    let code = match &error {
+        ProbeError::NoLun => {
+            let detail = format!(
+                "target {target} has no logical unit {lun}; check the number, or which units the \
+                 target shows to this initiator"
+            );
+            return Error::new(Code::LunNotFound, detail);
+        }
+        ProbeError::NotADisk(_) | ProbeError::Capacity(_) => Code::TargetIncompatible,
+        ProbeError::Command {
+            error: block::Error::Fenced,
+            ..
+        } => Code::AttachedElsewhere,
+        ProbeError::Command { .. } => Code::TargetUnreachable,
+    };
+    Error::new(
+        code,
+        format!("logical unit {lun} of target {target} cannot be used: {error}"),
+    )
+    .with_cause(error)
+}
+
+/// The LUN has become another unit while it was attached.
+pub(crate) fn identity_changed(target: &str) -> Error {
+    let detail =
+        format!("the LUN of target {target} is another unit now; nothing was written to it");
+    Error::new(Code::IdentityMismatch, detail)
+}
+
+/// The session was lost.
+pub(crate) fn lost(detail: impl std::fmt::Display) -> Error {
+    Error::new(
+        Code::TargetUnreachable,
+        format!("the session was lost: {detail}"),
+    )
+}
+
+/// The attach took longer than it may.
+pub(crate) fn deadline(timeout: Duration) -> Error {
+    let detail = format!(
+        "not attached within {} s; see attach_timeout_seconds, and whether the portal answers",
+        timeout.as_secs()
+    );
+    Error::new(Code::Deadline, detail)
+}
+
+/// The export is open.
+pub(crate) fn in_use(name: &AttachmentName, clients: u32) -> Error {
+    let detail = format!(
+        "{name} is open by {clients} NBD client{}; close it first, or detach with force",
+        if clients == 1 { "" } else { "s" }
+    );
+    Error::new(Code::InUse, detail).with_attachment(name)
+}

@@ -1,0 +1,295 @@
+//! All attachments of the node, by name.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use berth_api::events::EventLog;
+use berth_api::types::{AttachRequest, AttachmentState};
+use berth_api::{AttachmentName, Code, Error};
+use berth_iscsi::types::Isid;
+
+use super::attachment::{Attachment, Context, MakeSpec, Origin, View};
+use super::intent::{Intent, Intents};
+use super::store::StoreError;
+use crate::block::Geometry;
+use crate::nbd::connection::Handover;
+use crate::nbd::export::{ExportInfo, ExportSummary, Exports};
+use crate::plane::{DataPlane, Volume};
+
+/// A data-plane thread that takes no work for so long is stuck.
+const DATA_PLANE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the manager is made of.
+pub struct ManagerOptions {
+    /// Where intents are kept.
+    pub intents: Intents,
+    /// Where volumes live.
+    pub plane: Arc<DataPlane>,
+    /// Where state changes are told.
+    pub events: Arc<EventLog>,
+    /// Makes the plan for the data plane out of an intent.
+    pub spec: MakeSpec,
+    /// Most attachments at a time.
+    pub attachments_max: usize,
+}
+
+/// Knows all attachments. Each is owned by a task of its own; this is the directory.
+pub struct Manager {
+    attachments: Mutex<BTreeMap<AttachmentName, Attachment>>,
+    context: Arc<Context>,
+    attachments_max: usize,
+    /// Cleared while the daemon stops: nothing new is taken on.
+    open: std::sync::atomic::AtomicBool,
+}
+
+/// An attachment as the manager knows it.
+pub struct Known {
+    /// Its name.
+    pub name: AttachmentName,
+    /// What was asked for.
+    pub request: Arc<AttachRequest>,
+    pub(super) view: View,
+}
+
+impl Known {
+    /// Where it stands, since when, and why.
+    #[must_use]
+    pub fn state(&self) -> (AttachmentState, u64, Option<berth_api::types::Reason>) {
+        (
+            self.view.state,
+            self.view.since_unix_ms,
+            self.view.reason.clone(),
+        )
+    }
+
+    /// Its volume, while attached.
+    #[must_use]
+    pub fn volume(&self) -> Option<&Arc<Volume>> {
+        self.view.volume.as_ref()
+    }
+}
+
+impl Manager {
+    /// A manager without attachments; [`Manager::restore`] takes on what was kept.
+    #[must_use]
+    pub fn new(options: ManagerOptions) -> Arc<Self> {
+        Arc::new_cyclic(|manager: &Weak<Self>| {
+            let manager = manager.clone();
+            let context = Context {
+                intents: Arc::new(options.intents),
+                plane: options.plane,
+                events: options.events,
+                spec: options.spec,
+                forget: Box::new(move |name| {
+                    if let Some(manager) = manager.upgrade() {
+                        manager.lock().remove(name);
+                    }
+                }),
+            };
+            Self {
+                attachments: Mutex::default(),
+                context: Arc::new(context),
+                attachments_max: options.attachments_max,
+                open: true.into(),
+            }
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AttachmentName, Attachment>> {
+        // The map is changed by single inserts and removes: it is whole even after a panic.
+        self.attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes on what was kept from the last run. Gives the number, and the files that cannot be read.
+    ///
+    /// # Errors
+    /// When the state directory cannot be listed.
+    pub fn restore(&self) -> Result<(usize, Vec<(String, StoreError)>), StoreError> {
+        let (intents, unreadable) = self.context.intents.load()?;
+        let count = intents.len();
+        let mut attachments = self.lock();
+        for (name, intent) in intents {
+            let context = Arc::clone(&self.context);
+            let attachment = Attachment::spawn(name.clone(), intent, Origin::Restored, context);
+            attachments.insert(name, attachment);
+        }
+        Ok((count, unreadable))
+    }
+
+    /// Makes the attachment exist; `true` when this call made it.
+    ///
+    /// # Errors
+    /// See [`berth_api::NodeService::attach`].
+    pub async fn attach(
+        &self,
+        name: &AttachmentName,
+        request: AttachRequest,
+    ) -> Result<bool, Error> {
+        let (attachment, created) = self.find_or_make(name, request)?;
+        match attachment.attach().await {
+            Some(result) => result.map(|()| created),
+            None => Err(Error::new(
+                Code::OperationPending,
+                format!("{name} was detached meanwhile; try again"),
+            )
+            .with_attachment(name)),
+        }
+    }
+
+    fn find_or_make(
+        &self,
+        name: &AttachmentName,
+        request: AttachRequest,
+    ) -> Result<(Attachment, bool), Error> {
+        let mut attachments = self.lock();
+        if let Some(attachment) = attachments.get(name) {
+            let differences = attachment.request.differences(&request);
+            if !differences.is_empty() {
+                let detail = format!(
+                    "{name} exists with another {}; detach it first, or use another name",
+                    differences.join(", ")
+                );
+                return Err(Error::new(Code::ConflictIncompatible, detail).with_attachment(name));
+            }
+            return Ok((attachment.clone(), false));
+        }
+        if !self.open.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::new(Code::Unavailable, "the daemon is stopping"));
+        }
+        if attachments.len() >= self.attachments_max {
+            let detail = format!("this node has {} attachments, its limit", attachments.len());
+            return Err(Error::new(Code::Exhausted, detail).with_attachment(name));
+        }
+        let intent = Intent {
+            request,
+            isid: new_isid()?,
+            identity: None,
+        };
+        let context = Arc::clone(&self.context);
+        let attachment = Attachment::spawn(name.clone(), intent, Origin::Asked, context);
+        attachments.insert(name.clone(), attachment.clone());
+        Ok((attachment, true))
+    }
+
+    /// Makes the attachment not exist.
+    ///
+    /// # Errors
+    /// See [`berth_api::NodeService::detach`].
+    pub async fn detach(&self, name: &AttachmentName, force: bool) -> Result<(), Error> {
+        let attachment = self.lock().get(name).cloned();
+        match attachment {
+            // Absent, or gone while we asked: detached is what was wanted.
+            None => Ok(()),
+            Some(attachment) => attachment.detach(force).await.unwrap_or(Ok(())),
+        }
+    }
+
+    /// The attachment of this name.
+    #[must_use]
+    pub fn get(&self, name: &AttachmentName) -> Option<Known> {
+        self.lock()
+            .get(name)
+            .map(|attachment| known(name, attachment))
+    }
+
+    /// All attachments, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Known> {
+        self.lock()
+            .iter()
+            .map(|(name, attachment)| known(name, attachment))
+            .collect()
+    }
+
+    /// Number of attachments.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Stops every attachment: I/O in flight is finished, sessions are closed, intents are kept.
+    /// Whatever takes longer than `limit` is left to the end of the process.
+    pub async fn stop(&self, limit: Duration) {
+        self.open.store(false, std::sync::atomic::Ordering::Relaxed);
+        let attachments: Vec<_> = self.lock().values().cloned().collect();
+        let mut stops = tokio::task::JoinSet::new();
+        for attachment in attachments {
+            stops.spawn(async move { attachment.stop().await });
+        }
+        let all = async { while stops.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!(
+                limit_s = limit.as_secs(),
+                "some attachments did not stop in time"
+            );
+        }
+    }
+
+    /// Whether every thread of the data plane takes work.
+    pub async fn data_plane_responds(&self) -> bool {
+        self.context.plane.responds(DATA_PLANE_LIMIT).await
+    }
+
+    /// Hands an NBD connection to the volume that it asked for.
+    pub fn serve(&self, handover: Handover) {
+        let volume = handover
+            .negotiated
+            .export
+            .parse::<AttachmentName>()
+            .ok()
+            .and_then(|name| self.get(&name))
+            .and_then(|known| known.view.volume);
+        match volume {
+            Some(volume) => volume.serve(handover),
+            // Detached between its handshake and now: closing the connection says so.
+            None => drop(handover),
+        }
+    }
+}
+
+fn known(name: &AttachmentName, attachment: &Attachment) -> Known {
+    Known {
+        name: name.clone(),
+        request: Arc::clone(&attachment.request),
+        view: attachment.view.borrow().clone(),
+    }
+}
+
+/// A new ISID of the random type; kept with the intent, so that a later login finds the old session.
+fn new_isid() -> Result<Isid, Error> {
+    let mut random = [0; 5];
+    getrandom::fill(&mut random).map_err(|error| Error::internal(error.to_string()))?;
+    let [a, b, c, d, e] = random;
+    Ok(Isid::random([a, b, c], u16::from_be_bytes([d, e])))
+}
+
+impl Exports for Manager {
+    fn list(&self) -> Vec<ExportSummary> {
+        Self::list(self)
+            .into_iter()
+            .filter(|known| known.view.volume.is_some())
+            .map(|known| ExportSummary {
+                name: known.name.to_string(),
+                description: describe(&known),
+            })
+            .collect()
+    }
+
+    fn open(&self, name: &str) -> Option<ExportInfo> {
+        let known = self.get(&name.parse().ok()?)?;
+        let geometry: Geometry = known.view.volume.as_ref()?.geometry();
+        Some(ExportInfo::new(
+            known.name.as_str(),
+            &describe(&known),
+            &geometry,
+        ))
+    }
+}
+
+fn describe(known: &Known) -> String {
+    let berth_api::types::Source::Iscsi(source) = &known.request.source;
+    format!("{} LUN {}", source.target, source.lun)
+}

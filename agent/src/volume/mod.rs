@@ -1,0 +1,12 @@
+//! Attachments: what is wanted, and making it so.
+//!
+//! Intent is written first ([`intent`]), then an [`attachment`] task, sole owner of its volume, makes
+//! it true. The [`manager`] knows all attachments by name.
+
+mod attachment;
+pub(crate) mod failure;
+pub mod intent;
+mod manager;
+pub mod store;
+
+pub use manager::{Known, Manager, ManagerOptions};
