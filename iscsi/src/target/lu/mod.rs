@@ -336,7 +336,13 @@ impl ScsiExecutor for LogicalUnit {
         offered_bytes: u64,
         wanted_bytes: u64,
     ) -> Option<ScsiReply> {
-        let refusal = match Command::parse(cdb) {
+        let parsed = Command::parse(cdb);
+        // Write protection is the better answer, and execution gives it.
+        let is_write = |command: &Command| Access::of(command) == Access::Write;
+        if self.is_write_protected() && parsed.as_ref().is_ok_and(is_write) {
+            return None;
+        }
+        let refusal = match parsed {
             Ok(Command::CompareAndWrite(_)) => refusal::field_in_cdb(13, 7),
             Ok(Command::WriteSame(same)) if !same.no_data => {
                 Sense::new(Code::INVALID_FIELD_IN_CDB).into()

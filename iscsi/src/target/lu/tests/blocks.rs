@@ -269,7 +269,7 @@ fn a_short_write_writes_what_is_there() {
 /// What the session asks about lengths that do not agree.
 #[test]
 fn lengths_that_do_not_agree() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let code = |cdb: Cdb, offered| {
         let wanted = rig.unit.data_out_len_bytes(cdb.as_bytes()).unwrap();
         let reply = rig.unit.check_data_out(cdb.as_bytes(), offered, wanted);
@@ -288,6 +288,9 @@ fn lengths_that_do_not_agree() {
     assert_eq!(code(Cdb::unmap(24), 32), None);
     assert!(code(Cdb::unmap(24), 16).is_some_and(|code| code.asc == 0x0e));
     assert_eq!(rig.unit.data_out_len_bytes(&[0xff; 16]), None);
+    rig.unit.set_read_only(true);
+    let same = Cdb::write_same16(0, 1, true, false);
+    assert_eq!(rig.unit.check_data_out(same.as_bytes(), 0, 512), None);
 }
 
 #[test]
