@@ -1,8 +1,12 @@
 //! The target against a scripted initiator in memory; every test names the rule it proves.
 
 mod data;
+mod faults;
+mod hostile;
 mod login;
 mod management;
+mod numbering;
+mod pair;
 mod text;
 
 use std::time::{Duration, Instant};
@@ -172,11 +176,20 @@ impl Wire {
     }
 
     fn try_recv(&mut self, world: &mut World) -> Result<Option<Pdu>, crate::Error> {
-        let bytes = self.drain(world);
-        self.received.extend(&bytes);
-        match self.decoder.next(&mut self.received)? {
-            Some(frame) => Pdu::parse(frame).map(Some),
-            None => Ok(None),
+        loop {
+            if let Some(frame) = self.decoder.next(&mut self.received)? {
+                return Pdu::parse(frame).map(Some);
+            }
+            let mut tx = SendQueue::new();
+            world.portal.poll_transmit(self.id, &mut tx);
+            world
+                .portal
+                .handle_input(self.id, world.now, &mut self.to_target);
+            world.portal.poll_transmit(self.id, &mut tx);
+            if tx.is_empty() {
+                return Ok(None);
+            }
+            self.received.extend(&tx.to_vec());
         }
     }
 
