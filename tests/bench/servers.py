@@ -196,7 +196,7 @@ class BerthServer:
         with open(config, "w", encoding="utf-8") as file:
             file.write(
                 f'[node]\nname = "{name}"\ninitiator_name = "{INITIATOR}-{name}"\nstate_dir = "{home}/state"\n'
-                f'runtime_dir = "{home}/run"\n[api]\nsocket = "{self.api}"\n[nbd]\nsocket = "{nbd}"\nkernel = "never"\n'
+                f'runtime_dir = "{home}/run"\n[api]\nsocket = "{self.api}"\n[nbd]\nsocket = "{nbd}"\n'
             )
         self.program = Program(name, [os.path.join(programs, "berthd"), "--config", config], folder)
         self.pid = self.program.pid

@@ -225,7 +225,7 @@ pub fn basic_config(dir: &Path) -> String {
         "[node]\nname = \"test\"\ninitiator_name = \"{INITIATOR}\"\n\
          state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
          [api]\nsocket = \"{dir}/run/api.sock\"\n\
-         [nbd]\nsocket = \"{dir}/run/nbd.sock\"\nkernel = \"never\"\n"
+         [nbd]\nsocket = \"{dir}/run/nbd.sock\"\n"
     )
 }
 
