@@ -7,20 +7,19 @@
 //! ```
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use berth_api::types::{Identity, unix_ms_now};
 use berth_api::{Code, Error};
 use berth_iscsi::net::{self, Connected, Driver, DriverOptions, Handle};
 use berth_iscsi::scsi::Cdb;
-use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::{CloseReason, Transfer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::keeper::Keeper;
 use super::transport::SessionTransport;
 use super::volume::{
     Ended, InUse, Ready, SessionView, Shared, Snapshot, VolumeCommand, VolumeSpec,
@@ -29,7 +28,7 @@ use crate::block::align::Align;
 use crate::block::fault::Fault;
 use crate::block::hub::DynHub;
 use crate::block::lun::probe;
-use crate::block::lun::{Lun, LunControl, News, Port, Profile};
+use crate::block::lun::{Lun, LunControl, Port, Profile};
 use crate::block::split::Split;
 use crate::block::stats::Stats;
 use crate::block::{Client, Hub};
@@ -109,12 +108,13 @@ impl Drop for SessionGuard {
 /// A volume that is up.
 struct LocalVolume {
     spec: VolumeSpec,
-    shared: Arc<Shared>,
     session: SessionGuard,
     hub: Rc<RefCell<DynHub>>,
     lun: LunControl,
     view: SessionView,
     close_reason: Rc<RefCell<Option<CloseReason>>>,
+    /// Ends when the session is lost.
+    keeper: JoinHandle<()>,
     connections: JoinSet<End>,
     stop: Stop,
     /// No new connections: it is being taken away.
@@ -189,14 +189,20 @@ async fn bring_up(spec: &VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolum
     shared.geometry.send_replace(Some(control.geometry()));
     let hub: Rc<RefCell<DynHub>> = Hub::new(device);
     session.sink.set(Sink::Hub(Rc::clone(&hub)));
+    let keeper = Keeper {
+        volume: spec.name.clone(),
+        lun: control.clone(),
+        hub: Rc::clone(&hub),
+        shared: Arc::clone(shared),
+    };
     let volume = LocalVolume {
         spec: spec.clone(),
-        shared: Arc::clone(shared),
         session,
         hub,
         lun: control,
         view,
         close_reason,
+        keeper: tokio::task::spawn_local(keeper.run()),
         connections: JoinSet::new(),
         stop: Stop::new(),
         ending: false,
@@ -204,34 +210,27 @@ async fn bring_up(spec: &VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolum
     Ok((volume, facts))
 }
 
-/// What wakes the volume's task.
-enum Wake {
-    Command(Option<VolumeCommand>),
-    ConnectionEnded,
-    News(News),
-    RetryPause,
-}
-
 impl LocalVolume {
     /// Serves until it is told to end or the session is lost.
     async fn serve(mut self, mut commands: mpsc::Receiver<VolumeCommand>) -> Ended {
         loop {
-            let retry_at = self.lun.poll_timeout();
-            let wake = tokio::select! {
-                command = commands.recv() => Wake::Command(command),
+            let command = tokio::select! {
+                command = commands.recv() => command,
                 Some(end) = self.connections.join_next() => {
                     log_end(&self.spec.name, end);
-                    Wake::ConnectionEnded
+                    continue;
                 }
-                news = poll_fn(|cx| self.lun.poll_news(cx)) => Wake::News(news),
-                () = pause_until(retry_at) => Wake::RetryPause,
+                _ = &mut self.keeper => return self.session_lost(),
             };
-            match wake {
-                Wake::Command(Some(VolumeCommand::Serve(handover))) => self.serve_client(*handover),
-                Wake::Command(Some(VolumeCommand::Snapshot(answer))) => {
+            match command {
+                Some(VolumeCommand::Serve(handover)) => self.serve_client(*handover),
+                Some(VolumeCommand::Snapshot(answer)) => {
                     let _ = answer.send(self.snapshot());
                 }
-                Wake::Command(Some(VolumeCommand::BeginDetach { force, answer })) => {
+                Some(VolumeCommand::BeginDetach { force, answer }) => {
+                    if !force {
+                        self.wait_for_goodbyes().await;
+                    }
                     let clients = self.clients();
                     if clients > 0 && !force {
                         let _ = answer.send(Err(InUse { clients }));
@@ -240,18 +239,22 @@ impl LocalVolume {
                         let _ = answer.send(Ok(()));
                     }
                 }
-                Wake::Command(Some(VolumeCommand::End) | None) => {
+                Some(VolumeCommand::End) | None => {
                     self.end().await;
                     return Ended::Detached;
                 }
-                Wake::News(News::Refresh(refresh)) => self.refresh(refresh).await,
-                Wake::News(News::Closed) => return self.session_lost(),
-                Wake::RetryPause => {
-                    self.lun.handle_timeout(Instant::now());
-                    self.hub.borrow_mut().pump();
-                }
-                Wake::ConnectionEnded => {}
             }
+        }
+    }
+
+    /// Gives clients that have just disconnected the moment that it takes to notice: a script that
+    /// copies and then detaches must not be told that the export is open.
+    async fn wait_for_goodbyes(&mut self) {
+        let deadline = tokio::time::Instant::now() + GOODBYE_LIMIT;
+        while let Ok(Some(end)) =
+            tokio::time::timeout_at(deadline, self.connections.join_next()).await
+        {
+            log_end(&self.spec.name, end);
         }
     }
 
@@ -279,47 +282,6 @@ impl LocalVolume {
             commands,
             digests_checked: decoder.header_digests + decoder.data_digests,
             digest_errors: decoder.header_digest_errors + decoder.data_digest_errors,
-        }
-    }
-
-    /// Reads again what a unit attention said has changed.
-    async fn refresh(&mut self, refresh: Refresh) {
-        if refresh.contains(Refresh::CACHE_LOSS) && self.lun.profile().write_cache {
-            tracing::error!(
-                volume = self.spec.name,
-                "the unit was reset with its write cache on: writes since the last flush may be lost"
-            );
-        }
-        let wanted = [Refresh::CAPACITY, Refresh::MODE, Refresh::INQUIRY];
-        if !wanted.into_iter().any(|one| refresh.contains(one)) {
-            return;
-        }
-        let mut profile = self.lun.profile();
-        let before = (profile.identity.clone(), profile.size_bytes());
-        match probe::refresh(&self.lun.port(), &mut profile).await {
-            Ok(()) if profile.identity != before.0 => {
-                tracing::error!(
-                    volume = self.spec.name, was = ?before.0, is = ?profile.identity,
-                    "the LUN is another unit now: all I/O is failed"
-                );
-                self.lun.fail_all(crate::block::Error::Gone);
-                self.hub.borrow_mut().pump();
-            }
-            Ok(()) => {
-                if profile.size_bytes() != before.1 {
-                    tracing::info!(
-                        volume = self.spec.name,
-                        was_bytes = before.1,
-                        is_bytes = profile.size_bytes(),
-                        "the unit has another size"
-                    );
-                }
-                self.lun.update_profile(|current| *current = profile);
-                self.shared.geometry.send_replace(Some(self.lun.geometry()));
-            }
-            Err(error) => {
-                tracing::warn!(volume = self.spec.name, %error, "the unit's facts cannot be read again");
-            }
         }
     }
 
@@ -362,6 +324,7 @@ impl LocalVolume {
             let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
             let _ = tokio::time::timeout_at(deadline, flush).await;
         }
+        self.keeper.abort();
         self.session
             .handle
             .with_session(|session, now| session.logout(now));
@@ -376,15 +339,10 @@ impl LocalVolume {
     }
 }
 
+/// Time for the end of connections to be noticed before an export counts as open.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// Time for clients to take the last answers after the session was lost.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
-
-async fn pause_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
 
 fn log_end(volume: &str, end: Result<End, tokio::task::JoinError>) {
     match end {

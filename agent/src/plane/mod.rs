@@ -5,6 +5,7 @@
 //! and no other thread. The control plane has a runtime of its own and talks to a volume by
 //! commands.
 
+mod keeper;
 mod local;
 mod thread;
 mod transport;

@@ -9,7 +9,7 @@ use berth_iscsi::name::IscsiName;
 use berth_iscsi::net::listener::{Listening, Server, ServerHandle};
 use berth_iscsi::target::disk::RamDisk;
 use berth_iscsi::target::lu::{LogicalUnit, LuConfig};
-use berth_iscsi::target::{Portal, PortalSettings, TargetConfig};
+use berth_iscsi::target::{Portal, PortalSettings, TargetConfig, UnitId};
 use tokio::net::TcpListener;
 
 /// Portal group of the one address.
@@ -32,6 +32,7 @@ pub struct SimVolume {
 pub struct SimPortal {
     address: SocketAddr,
     handle: Option<ServerHandle>,
+    units: Vec<UnitId>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -47,7 +48,8 @@ impl SimPortal {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (server, handle) = Server::new(portal(volumes)?);
+        let (portal, units) = portal(volumes)?;
+        let (server, handle) = Server::new(portal);
         let thread = std::thread::Builder::new()
             .name("sim-portal".to_owned())
             .spawn(move || {
@@ -68,6 +70,7 @@ impl SimPortal {
         Ok(Self {
             address,
             handle: Some(handle),
+            units,
             thread: Some(thread),
         })
     }
@@ -76,6 +79,12 @@ impl SimPortal {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The logical units, in the order of the volumes.
+    #[must_use]
+    pub fn units(&self) -> &[UnitId] {
+        &self.units
     }
 
     /// Reaches the portal: to set faults, to resize units, to read counters.
@@ -95,7 +104,8 @@ impl Drop for SimPortal {
     }
 }
 
-fn portal(volumes: Vec<SimVolume>) -> io::Result<Portal> {
+fn portal(volumes: Vec<SimVolume>) -> io::Result<(Portal, Vec<UnitId>)> {
+    let mut units = Vec::new();
     let offer = Offer {
         header_digest: DigestPolicy::Prefer,
         data_digest: DigestPolicy::Prefer,
@@ -115,6 +125,7 @@ fn portal(volumes: Vec<SimVolume>) -> io::Result<Portal> {
         portal
             .add_target(TargetConfig::new(volume.target).with_lun(0, unit))
             .map_err(io::Error::other)?;
+        units.push(unit);
     }
-    Ok(portal)
+    Ok((portal, units))
 }

@@ -85,10 +85,12 @@ pub(crate) fn from_probe(error: ProbeError, lun: Lun, target: &str) -> Error {
     .with_cause(error)
 }
 
-/// The LUN has become another unit while it was attached.
+/// The LUN is another unit than it was, or cannot be shown to be the same.
 pub(crate) fn identity_changed(target: &str) -> Error {
-    let detail =
-        format!("the LUN of target {target} is another unit now; nothing was written to it");
+    let detail = format!(
+        "the LUN of target {target} is not, or cannot be shown to be, the unit that was attached; \
+         nothing more was sent to it"
+    );
     Error::new(Code::IdentityMismatch, detail)
 }
 

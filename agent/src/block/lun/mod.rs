@@ -62,6 +62,10 @@ struct Core {
     /// Jobs whose command the session had no room for.
     backlog: VecDeque<usize>,
     refresh: Refresh,
+    /// The unit may have become another one: nothing is sent until it was looked at.
+    held: bool,
+    /// A pause has begun that the keeper was not told of.
+    pause_began: bool,
     closed: bool,
     news: Option<std::task::Waker>,
 }
@@ -93,6 +97,8 @@ impl Lun {
             paused: Vec::new(),
             backlog: VecDeque::new(),
             refresh: Refresh::NONE,
+            held: false,
+            pause_began: false,
             closed: false,
             news: None,
         }));
@@ -169,6 +175,9 @@ impl LunControl {
         if !refresh.is_empty() {
             return std::task::Poll::Ready(News::Refresh(refresh));
         }
+        if std::mem::take(&mut core.pause_began) {
+            return std::task::Poll::Ready(News::PauseBegan);
+        }
         core.news = Some(cx.waker().clone());
         std::task::Poll::Pending
     }
@@ -191,6 +200,8 @@ impl LunControl {
         let core = &mut *self.core.borrow_mut();
         update(&mut core.profile);
         core.generation += 1;
+        core.held = false;
+        core.send_backlog();
     }
 
     /// The port of the LUN, for control commands.
@@ -210,6 +221,8 @@ impl LunControl {
 pub enum News {
     /// Read these again.
     Refresh(Refresh),
+    /// Look at [`LunControl::poll_timeout`] again.
+    PauseBegan,
     /// The session is over and all requests were answered.
     Closed,
 }
@@ -338,7 +351,7 @@ impl Core {
 
     fn send(&mut self, slot: usize) {
         // Behind those that wait already: they came first.
-        if !self.backlog.is_empty() {
+        if self.held || !self.backlog.is_empty() {
             return self.backlog.push_back(slot);
         }
         self.try_send(slot);
@@ -370,6 +383,18 @@ impl Core {
         while let Some((slot, outcome)) = self.port.poll_io() {
             self.on_outcome(slot, outcome);
         }
+        self.send_backlog();
+        if !self.closed && self.port.is_closed() {
+            self.closed = true;
+            self.port.wake_control();
+            self.fail_all(Error::Unavailable);
+        }
+    }
+
+    fn send_backlog(&mut self) {
+        if self.held {
+            return;
+        }
         for _ in 0..self.backlog.len() {
             let Some(slot) = self.backlog.pop_front() else {
                 break;
@@ -379,11 +404,6 @@ impl Core {
                 self.backlog.rotate_right(1);
                 break;
             }
-        }
-        if !self.closed && self.port.is_closed() {
-            self.closed = true;
-            self.port.wake_control();
-            self.fail_all(Error::Unavailable);
         }
     }
 
@@ -437,6 +457,11 @@ impl Core {
         }
         if !judgement.refresh.is_empty() {
             self.refresh = self.refresh.and(judgement.refresh);
+            // The command that is tried again must not go to another unit than it was meant for.
+            let doubtful = [Refresh::INQUIRY, Refresh::LUNS];
+            self.held |= doubtful
+                .into_iter()
+                .any(|one| judgement.refresh.contains(one));
             self.wake_keeper();
         }
         match judgement.decision {
@@ -444,6 +469,7 @@ impl Core {
             Decision::Retry => self.send(slot),
             Decision::RetryAfter(pause) => {
                 self.paused.push((now + pause, slot));
+                self.pause_began = true;
                 self.wake_keeper();
             }
             Decision::Unsupported => self.on_unsupported(slot),

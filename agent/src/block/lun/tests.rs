@@ -385,6 +385,13 @@ fn a_busy_unit_is_asked_again_later() {
     lun.submit(write(1, false));
     script.answer(0x08, &[], Vec::new());
     assert_eq!(ids(&mut lun), []);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let news = control.poll_news(&mut cx);
+    assert_eq!(
+        news,
+        std::task::Poll::Ready(News::PauseBegan),
+        "old bug: nobody set the timer"
+    );
     let at = control.poll_timeout().expect("a pause");
     assert!(script.opcodes().is_empty());
     control.handle_timeout(at);
@@ -407,6 +414,24 @@ fn a_unit_attention_is_retried_and_says_what_to_read_again() {
     };
     assert!(refresh.contains(Refresh::CAPACITY));
     assert!(control.poll_news(&mut cx).is_pending());
+}
+
+#[test]
+fn nothing_is_sent_to_a_unit_that_may_be_another_one() {
+    let (script, mut lun, control) = lun(profile());
+    lun.submit(write(1, false));
+    script.check(6, 0x3f, 0x03);
+    assert_eq!(ids(&mut lun), []);
+    lun.submit(write(2, false));
+    assert!(
+        script.opcodes().is_empty(),
+        "held until the identity was compared"
+    );
+    control.update_profile(|_| {});
+    assert_eq!(script.opcodes(), [WRITE16, WRITE16]);
+    script.good();
+    script.good();
+    assert_eq!(ids(&mut lun), [(1, true), (2, true)]);
 }
 
 #[test]
