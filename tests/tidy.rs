@@ -78,7 +78,13 @@ fn the_protocol_core_has_no_clock_and_no_socket() {
         .filter(|(path, _)| !path.starts_with("iscsi/src/net"))
         .filter(|(path, _)| !path.to_string_lossy().contains("test"))
         .collect();
-    for word in ["tokio::", "std::net::Tcp", "async fn", "async move", "Instant::now"] {
+    for word in [
+        "tokio::",
+        "std::net::Tcp",
+        "async fn",
+        "async move",
+        "Instant::now",
+    ] {
         assert_eq!(naming(&core, word), Vec::<String>::new(), "{word}");
     }
 }
