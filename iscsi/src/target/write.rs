@@ -21,7 +21,8 @@ pub(crate) enum DataError {
     Unexpected,
     /// ABORTED COMMAND, 0C/0D: too much or too little data.
     Amount,
-    /// ABORTED COMMAND, 47/05: a Data-Out had a wrong data digest.
+    /// ABORTED COMMAND, 47/05: a Data-Out had a wrong data digest, or is missing (RFC 7143 7.9 has gaps
+    /// in DataSN treated as digest errors).
     Digest,
 }
 
@@ -36,31 +37,12 @@ impl DataError {
     }
 }
 
-/// A Data-Out that breaks the order of the connection; at recovery level 0 the connection ends.
+/// A Data-Out for which nothing was asked; at recovery level 0 the connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DataOutViolation {
-    /// DataSN is not the next one of its sequence (RFC 7143 11.7.5).
-    #[error("Data-Out with DataSN {got}, {expected} was next")]
-    DataSn {
-        /// DataSN expected.
-        expected: u32,
-        /// DataSN received.
-        got: u32,
-    },
-    /// BufferOffset does not continue the data received so far (RFC 7143 13.18).
-    #[error("Data-Out at offset {got}, {expected} was next (DataPDUInOrder=Yes)")]
-    Offset {
-        /// Offset expected.
-        expected: u32,
-        /// Offset received.
-        got: u32,
-    },
-    /// The TTT names no outstanding R2T of this task, or not the oldest one (RFC 7143 13.19).
-    #[error("Data-Out with TTT {got:#x}, which is not the oldest outstanding R2T of its task")]
-    Ttt {
-        /// TTT received.
-        got: u32,
-    },
+#[error("Data-Out with TTT {ttt:#x}, which is no outstanding R2T of its task")]
+pub struct DataOutViolation {
+    /// TTT received.
+    pub ttt: u32,
 }
 
 /// Negotiated values that rule the data of writes.
@@ -158,7 +140,7 @@ impl WriteData {
     /// `len` counts, `data` does not.
     ///
     /// # Errors
-    /// The order of data is broken: the connection must end.
+    /// The transfer tag is none of ours: the connection must end.
     pub(crate) fn on_data_out(
         &mut self,
         header: &DataOutHeader,
@@ -166,47 +148,56 @@ impl WriteData {
         len: u32,
         digest_ok: bool,
     ) -> Result<(), DataOutViolation> {
-        let end = match (header.ttt.is_none(), self.outstanding.front()) {
-            (true, _) => self.unsolicited_end,
-            (false, Some(r2t)) if r2t.ttt == header.ttt => r2t.end,
-            (false, _) => return Err(DataOutViolation::Ttt { got: header.ttt.0 }),
+        let end = if header.ttt.is_none() {
+            if !self.unsolicited {
+                // Nothing allowed this PDU and nothing says how much follows: no order to check.
+                self.fail(DataError::Unexpected);
+                return Ok(());
+            }
+            self.unsolicited_end
+        } else {
+            self.sequence_of(header.ttt)?
         };
-        if header.ttt.is_none() && !self.unsolicited {
-            // Nothing allowed this PDU and nothing says how much follows: no order to check.
-            self.fail(DataError::Unexpected);
-            return Ok(());
-        }
-        if header.data_sn != self.next_data_sn {
-            return Err(DataOutViolation::DataSn {
-                expected: self.next_data_sn,
-                got: header.data_sn,
-            });
-        }
-        if header.offset != self.received {
-            return Err(DataOutViolation::Offset {
-                expected: self.received,
-                got: header.offset,
-            });
-        }
-        self.next_data_sn += 1;
-        if !digest_ok {
+        if !digest_ok || header.data_sn != self.next_data_sn || header.offset != self.received {
             self.fail(DataError::Digest);
         }
-        if u64::from(self.received) + u64::from(len) > u64::from(end) {
+        let so_far = u64::from(header.offset) + u64::from(len);
+        self.next_data_sn = header.data_sn.wrapping_add(1);
+        self.received = u32::try_from(so_far).unwrap_or(u32::MAX);
+        if so_far > u64::from(end) {
             self.fail(DataError::Amount);
+            if !header.final_ && !header.ttt.is_none() {
+                self.end_sequence(false, end);
+                return Ok(());
+            }
         }
-        self.received = self.received.saturating_add(len);
         if self.error.is_none() {
             self.data.append(data);
         }
         if header.final_ {
             self.end_sequence(header.ttt.is_none(), end);
-        } else if self.received >= end && !header.ttt.is_none() {
+        } else if self.received >= end && !header.ttt.is_none() && self.error.is_none() {
             // The whole sequence is here but was not ended (RFC 7143 11.7.1): end it for the peer.
             self.fail(DataError::Amount);
             self.end_sequence(false, end);
         }
         Ok(())
+    }
+
+    /// End of the sequence that an R2T asked for. Sequences come in the order of their R2Ts, so those
+    /// before it are lost.
+    fn sequence_of(&mut self, ttt: Ttt) -> Result<u32, DataOutViolation> {
+        let at = self
+            .outstanding
+            .iter()
+            .position(|r2t| r2t.ttt == ttt)
+            .ok_or(DataOutViolation { ttt: ttt.0 })?;
+        for _ in 0..at {
+            self.outstanding.pop_front();
+            self.fail(DataError::Digest);
+            self.next_data_sn = 0;
+        }
+        Ok(self.outstanding[0].end)
     }
 
     fn end_sequence(&mut self, unsolicited: bool, end: u32) {
@@ -422,28 +413,39 @@ mod tests {
         }
     }
 
+    /// RFC 7143 7.9: what is missing is treated as if its digest had been wrong.
     #[test]
-    fn order_is_checked() {
-        let mut write = WriteData::new(&RULES, 100, 100, true, Payload::new());
+    fn data_out_of_order_ends_the_task() {
+        for steps in [
+            &[(0, 0, 50, false), (0, 50, 50, true)][..],
+            &[(27, 0, 100, true)],
+            &[(0, 50, 50, true)],
+            &[(1, 50, 50, false), (0, 0, 50, true)],
+            &[(u32::MAX, 0, 100, true)],
+        ] {
+            let mut write = WriteData::new(&RULES, 100, 100, true, Payload::new());
+            write.solicit(&RULES, Ttt(1)).unwrap();
+            for &(sn, offset, len, final_) in steps {
+                send(&mut write, Ttt(1), sn, offset, len, final_).unwrap();
+            }
+            assert!(write.is_complete(), "{steps:?}");
+            assert_eq!(write.take(), Err(DataError::Digest), "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn transfer_tags_are_checked() {
+        let mut write = WriteData::new(&RULES, 300, 300, true, Payload::new());
         write.solicit(&RULES, Ttt(1)).unwrap();
+        write.solicit(&RULES, Ttt(2)).unwrap();
         assert_eq!(
-            send(&mut write, Ttt(2), 0, 0, 10, false),
-            Err(DataOutViolation::Ttt { got: 2 })
+            send(&mut write, Ttt(9), 0, 0, 10, false),
+            Err(DataOutViolation { ttt: 9 })
         );
-        assert_eq!(
-            send(&mut write, Ttt(1), 1, 0, 10, false),
-            Err(DataOutViolation::DataSn {
-                expected: 0,
-                got: 1
-            })
-        );
-        assert_eq!(
-            send(&mut write, Ttt(1), 0, 5, 10, false),
-            Err(DataOutViolation::Offset {
-                expected: 0,
-                got: 5
-            })
-        );
+        // The second sequence without the first: the first is lost.
+        send(&mut write, Ttt(2), 0, 100, 100, true).unwrap();
+        assert!(write.is_complete());
+        assert_eq!(write.take(), Err(DataError::Digest));
     }
 
     #[test]
