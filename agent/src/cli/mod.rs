@@ -2,7 +2,7 @@
 //!
 //! It speaks only the daemon's HTTP API. Tables and words go to people, `-o json` gives programs the
 //! objects of the API as they are; errors go to standard error in the same form. Exit codes are part
-//! of the contract: see [`args::EXIT_CODES`].
+//! of the contract: see `berthctl --help`.
 
 mod args;
 mod attachment;

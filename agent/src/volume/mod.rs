@@ -1,7 +1,7 @@
 //! Attachments: what is wanted, and making it so.
 //!
-//! Intent is written first ([`intent`]), then an [`attachment`] task, sole owner of its volume, makes
-//! it true. The [`manager`] knows all attachments by name.
+//! Intent is written first ([`intent`]), then an `attachment` task, sole owner of its volume, makes
+//! it true. The `manager` knows all attachments by name.
 
 mod attachment;
 pub(crate) mod failure;

@@ -144,7 +144,7 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// The task side; see the [module page](self). Not `Send`: run it where its user runs.
+/// The task side. Not `Send`: run it where its user runs.
 pub struct Driver {
     handle: Rc<Handle>,
     /// Here and not in the handle: what it refers to usually owns the handle, and both shall go.

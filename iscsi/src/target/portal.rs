@@ -194,7 +194,7 @@ impl AsyncNotice {
 #[error("target {0} exists already")]
 pub struct TargetExists(pub String);
 
-/// See the [module page](self).
+/// The targets of one place: their units, sessions and connections, without sockets.
 pub struct Portal {
     shared: Shared,
     connections: BTreeMap<ConnectionId, Box<Connection>>,

@@ -1,7 +1,7 @@
 //! The bottom layer: block requests become SCSI commands of one logical unit.
 //!
-//! This is the one place that knows both. A request is a [`job::Job`]: one command at a time, the next
-//! one when it ended well; [`verdict`] decides what became of each.
+//! This is the one place that knows both. A request is a job: one command at a time, the next
+//! one when it ended well; `verdict` decides what became of each.
 //!
 //! ```text
 //! Request -> Job -> Step -> Cdb + Transfer -> Port -> session
