@@ -258,7 +258,7 @@ fn requests_that_make_no_sense_are_named() -> Result<()> {
         (
             "bad portal",
             with(|body| body["source"]["iscsi"]["portals"] = json!(["host:port"])),
-            "host:port",
+            "source.iscsi.portals[0]",
         ),
         (
             "no portal",

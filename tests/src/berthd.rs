@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::http::{self, Answer};
 use crate::peers::{Digests, Peer};
-use crate::process::{Process, Usage};
+use crate::process::{Process, Usage, wait_for};
 use crate::programs;
 
 /// How long a daemon may take to get ready or to stop. Generous: CI has two busy cores.
@@ -178,12 +178,17 @@ impl Berthd {
         Ok(attachment)
     }
 
-    /// Detaches and fails unless the answer is 204.
+    /// Detaches, waiting as a plugin would while the daemon says `in-use`: a client's last connection is closed by the
+    /// client first and seen by the daemon a moment later.
     ///
     /// # Errors
-    /// With the answer's body and the daemon's log.
+    /// With the answer's body and the daemon's log, unless the answer is 204.
     pub fn detach(&self, name: &str) -> Result<()> {
-        let answer = self.request("DELETE", &format!("/v1/attachments/{name}"), None, DEADLINE)?;
+        let path = format!("/v1/attachments/{name}");
+        let answer = wait_for("end of in-use", DEADLINE, || {
+            let answer = self.request("DELETE", &path, None, DEADLINE)?;
+            Ok((answer.status != 412).then_some(answer))
+        })?;
         ensure!(
             answer.status == 204,
             "detach: status {}: {}\n{}",

@@ -214,12 +214,12 @@ impl Step {
                 residual == Residual::None
                     && data.len() as u64 == u64::from(*blocks) * u64::from(block_bytes)
             }
-            Self::Write { .. }
-            | Self::WriteZeroData { .. }
-            | Self::WriteSame { .. }
-            | Self::Unmap { .. } => residual == Residual::None,
-            // No data, or a list that is shorter than the room for it.
-            Self::SyncAll | Self::LbaStatus { .. } => true,
+            Self::Write { .. } | Self::WriteZeroData { .. } | Self::WriteSame { .. } => {
+                residual == Residual::None
+            }
+            // No data, or a list: one that is shorter than the room for it, or the ranges of an UNMAP,
+            // which tgt answers with GOOD and a residual although it has carried all of them out.
+            Self::SyncAll | Self::LbaStatus { .. } | Self::Unmap { .. } => true,
         }
     }
 

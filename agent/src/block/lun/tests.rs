@@ -380,6 +380,32 @@ fn good_status_with_a_residual_is_not_success() {
 }
 
 #[test]
+fn an_unmap_with_a_residual_is_done() {
+    // Seen with tgt: it carries out the UNMAP and reports the parameter list as not moved.
+    let (script, mut lun, _control) = lun(profile());
+    lun.submit(Request {
+        id: 1,
+        op: Op::Trim {
+            offset_bytes: 0,
+            len_bytes: 4096,
+            fua: false,
+        },
+    });
+    let command = script.commands.borrow_mut().pop_front().expect("a command");
+    assert_eq!(command.cdb[0], 0x42, "UNMAP");
+    let outcome = TaskOutcome::Completed {
+        status: 0,
+        status_qualifier: 0,
+        sense: Bytes::new(),
+        data: Payload::new(),
+        residual: Residual::Underflow(24),
+    };
+    script.done.borrow_mut().push_back((command.tag, outcome));
+    lun.core.borrow_mut().collect();
+    assert_eq!(ids(&mut lun), [(1, true)]);
+}
+
+#[test]
 fn a_busy_unit_is_asked_again_later() {
     let (script, mut lun, control) = lun(profile());
     lun.submit(write(1, false));
