@@ -127,7 +127,7 @@ fn view(
         paths,
         sessions: session.map(session_view).into_iter().collect(),
         nbd_clients: snapshot.map_or(0, |snapshot| snapshot.clients),
-        counters: counters(stats, snapshot),
+        counters: counters(stats, snapshot, known.reconnects()),
     }
 }
 
@@ -156,7 +156,7 @@ fn session_view(view: &SessionView) -> Session {
     }
 }
 
-fn counters(stats: Option<&IoStats>, snapshot: Option<&Snapshot>) -> Counters {
+fn counters(stats: Option<&IoStats>, snapshot: Option<&Snapshot>, reconnects: u64) -> Counters {
     let op = |kind| {
         stats.map_or_else(OpCounters::default, |stats| {
             let op = stats.op(kind);
@@ -175,8 +175,8 @@ fn counters(stats: Option<&IoStats>, snapshot: Option<&Snapshot>) -> Counters {
         trim: op(OpKind::Trim),
         write_zeroes: op(OpKind::WriteZeroes),
         in_flight_requests: stats.map_or(0, IoStats::in_flight),
-        in_flight_bytes: 0,
-        reconnects: 0,
+        in_flight_bytes: stats.map_or(0, IoStats::in_flight_bytes),
+        reconnects,
         digests_checked: snapshot.map_or(0, |s| s.digests_checked),
         digest_errors: snapshot.map_or(0, |s| s.digest_errors),
     }

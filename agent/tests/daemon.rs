@@ -417,7 +417,8 @@ async fn a_lost_session_answers_everything_and_can_be_had_again() {
                 .is_err()
         );
         bench.wait_for(AttachmentState::Failed).await;
-        bench.attach().await;
+        let again = bench.attach().await;
+        assert_eq!(again.counters.reconnects, 1);
         bench.open().await.read(0, 512).await.expect("served again");
         bench.stop().await;
     })

@@ -56,6 +56,7 @@ const LATENCY_BUCKETS: usize = 128;
 pub struct IoStats {
     ops: [OpStats; 7],
     in_flight: AtomicU64,
+    in_flight_bytes: AtomicU64,
 }
 
 /// Counters of one kind of request.
@@ -117,6 +118,12 @@ impl IoStats {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that these requests read, write or name.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -221,6 +228,7 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
             started: Instant::now(),
         });
         add(&self.stats.in_flight, 1);
+        add(&self.stats.in_flight_bytes, bytes);
         self.device.submit(Request {
             id: slot as u64,
             op: request.op,
@@ -244,6 +252,7 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
         add(&op.busy_ns, latency.as_nanos() as u64);
         add(&op.latency[bucket_of(latency)], 1);
         add(&self.stats.in_flight, u64::MAX);
+        add(&self.stats.in_flight_bytes, pending.bytes.wrapping_neg());
         Some(Completion {
             id: pending.id,
             result,
@@ -277,11 +286,11 @@ mod tests {
                 len_bytes: 512,
             },
         });
-        assert_eq!(stats.in_flight(), 2);
+        assert_eq!((stats.in_flight(), stats.in_flight_bytes()), (2, 1536));
         assert_eq!(device.poll_complete().map(|c| c.id), Some(7));
         let failed = device.poll_complete().expect("an answer");
         assert_eq!((failed.id, failed.result), (8, Err(Error::OutOfRange)));
-        assert_eq!(stats.in_flight(), 0);
+        assert_eq!((stats.in_flight(), stats.in_flight_bytes()), (0, 0));
         let write = stats.op(OpKind::Write);
         assert_eq!(
             (write.requests(), write.bytes(), write.errors()),

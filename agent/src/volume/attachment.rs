@@ -47,6 +47,8 @@ pub(super) struct View {
     pub(super) reason: Option<Reason>,
     /// There while attached.
     pub(super) volume: Option<Arc<Volume>>,
+    /// Times that a session was set up.
+    pub(super) attached_times: u64,
 }
 
 enum Call {
@@ -95,6 +97,7 @@ impl Attachment {
             since_unix_ms: unix_ms_now(),
             reason: None,
             volume: None,
+            attached_times: 0,
         });
         let request = Arc::new(intent.request.clone());
         let task = Task {
@@ -203,12 +206,19 @@ impl Task {
         reason: Option<Reason>,
         volume: Option<Arc<Volume>>,
     ) {
-        let previous = self.view.borrow().state;
+        let (previous, mut attached_times) = {
+            let view = self.view.borrow();
+            (view.state, view.attached_times)
+        };
+        if state == AttachmentState::Attached {
+            attached_times += 1;
+        }
         self.view.send_replace(View {
             state,
             since_unix_ms: unix_ms_now(),
             reason: reason.clone(),
             volume,
+            attached_times,
         });
         tracing::info!(
             volume = %self.name, %state, %previous,

@@ -63,6 +63,12 @@ impl Known {
         )
     }
 
+    /// Times that it was attached again after its session had been lost.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.view.attached_times.saturating_sub(1)
+    }
+
     /// Its volume, while attached.
     #[must_use]
     pub fn volume(&self) -> Option<&Arc<Volume>> {
