@@ -283,6 +283,7 @@ fn fio_verify(setup: &Setup, extra: &[&str]) -> Result<()> {
         "--do_verify=1",
         "--verify_backlog=256",
         "--randrepeat=0",
+        "--verify_state_save=0",
     ];
     command.extend(extra);
     let output = tool::run("fio", &command, DEADLINE)?;
