@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_api::Secret;
 use berth_api::events::EventLog;
 use berth_api::server::{Api, Listener, UnixSocket};
 use berth_api::types::{EventKind, NewEvent, unix_ms_now};
@@ -86,7 +85,9 @@ impl Daemon {
             Some(name) => name.parse()?,
             None => node::initiator_name(state_dir, &name)?,
         };
-        let token = read_token(config)?;
+        let token = config
+            .token()
+            .map_err(|message| anyhow::anyhow!("api.token_file: {message}"))?;
         let api_socket = UnixSocket::bind(&config.api_socket(), SOCKET_MODE)
             .map_err(|error| with_cause("api.socket", &error))?;
         let tcp = match config.api.listen {
@@ -209,26 +210,6 @@ fn nbd_limits(config: &Config) -> nbd::server::ServerLimits {
         ..nbd::server::ServerLimits::default()
     }
 }
-
-fn read_token(config: &Config) -> anyhow::Result<Option<Secret>> {
-    let Some(path) = &config.api.token_file else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("api.token_file: cannot read {}", path.display()))?;
-    let token = text.trim();
-    anyhow::ensure!(
-        token.len() >= TOKEN_LEN_MIN,
-        "api.token_file: {} holds {} bytes; a token needs at least {TOKEN_LEN_MIN}, for example \
-         from `openssl rand -hex 16`",
-        path.display(),
-        token.len(),
-    );
-    Ok(Some(Secret::new(token.to_owned())))
-}
-
-/// Shorter tokens can be guessed over loopback.
-const TOKEN_LEN_MIN: usize = 16;
 
 fn with_cause(key: &str, error: &dyn std::error::Error) -> anyhow::Error {
     match error.source() {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_api::Secret;
 use serde::Deserialize;
 
 pub use units::{Size, Span};
@@ -76,6 +77,8 @@ pub struct Api {
 pub struct Nbd {
     /// Unix socket of the NBD server; default `RUNTIME_DIR/nbd.sock`.
     pub socket: Option<PathBuf>,
+    /// Whether attachments also become kernel devices (`/dev/nbdN`).
+    pub kernel: KernelDevices,
     /// Most connections at a time (QEMU's server has the same default).
     pub connections_max: usize,
     /// A client must have finished its handshake within this time.
@@ -90,12 +93,25 @@ impl Default for Nbd {
     fn default() -> Self {
         Self {
             socket: None,
+            kernel: KernelDevices::Auto,
             connections_max: 100,
             handshake_timeout: Span(Duration::from_secs(10)),
             requests_max: 256,
             bytes_max: Size(64 << 20),
         }
     }
+}
+
+/// Whether attachments become kernel devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelDevices {
+    /// Where it can be done; so far it cannot, and the NBD socket serves alone.
+    Auto,
+    /// Always; refused while it cannot be done.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// `[iscsi]`
@@ -187,10 +203,12 @@ pub enum ConfigError {
         message: String,
     },
     /// A key has a value that cannot work.
-    #[error("{path}: {key}: {message}")]
+    #[error("{path}:{line}: {key}: {message}")]
     Invalid {
         /// The file.
         path: PathBuf,
+        /// The line of the key, from 1; of its table when the key is missing.
+        line: usize,
         /// The key, with its table.
         key: &'static str,
         /// What was wrong and what would be right.
@@ -236,10 +254,33 @@ impl Config {
             .check()
             .map_err(|(key, message)| ConfigError::Invalid {
                 path: path.into(),
+                line: line_of(text, key),
                 key,
                 message,
             })?;
         Ok(config)
+    }
+
+    /// The bearer token for TCP clients, if TCP is asked for.
+    ///
+    /// # Errors
+    /// What is wrong with the file: it cannot be read, or holds too short a token.
+    pub fn token(&self) -> Result<Option<Secret>, String> {
+        let Some(path) = &self.api.token_file else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let token = text.trim();
+        if token.len() < TOKEN_LEN_MIN {
+            return Err(format!(
+                "{} holds {} bytes; a token needs at least {TOKEN_LEN_MIN}, for example from \
+                 `openssl rand -hex 16`",
+                path.display(),
+                token.len(),
+            ));
+        }
+        Ok(Some(Secret::new(token.to_owned())))
     }
 
     /// Makes relative directories absolute, so that what is told to others (NBD URIs) holds anywhere.
@@ -333,6 +374,14 @@ impl Config {
                 return Err(("api.token_file", message.to_owned()));
             }
         }
+        if let Err(message) = self.token() {
+            return Err(("api.token_file", message));
+        }
+        if self.nbd.kernel == KernelDevices::Always {
+            let message = "this berthd has no kernel devices; use \"auto\" or \"never\", and the \
+                           NBD socket";
+            return Err(("nbd.kernel", message.to_owned()));
+        }
         range(
             "nbd.connections_max",
             self.nbd.connections_max as u64,
@@ -379,6 +428,32 @@ impl Config {
             " B",
         )
     }
+}
+
+/// Shorter tokens can be guessed over loopback.
+const TOKEN_LEN_MIN: usize = 16;
+
+/// The line of `table.key` in a TOML text that was parsed before; the line of the table, or 1, when the
+/// key does not stand there.
+fn line_of(text: &str, key: &str) -> usize {
+    let (table, name) = key.split_once('.').unwrap_or(("", key));
+    let (mut current, mut found) = (String::new(), 1);
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[') {
+            header.trim_end_matches(']').trim().clone_into(&mut current);
+            if current == table {
+                found = index + 1;
+            }
+        } else if current == table
+            && line
+                .split_once('=')
+                .is_some_and(|(left, _)| left.trim() == name)
+        {
+            return index + 1;
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -444,9 +519,20 @@ mod tests {
             ("[iscsi]\nfirst_burst = \"32MiB\"", "iscsi.first_burst"),
             ("[iscsi]\nping_timeout = \"0s\"", "iscsi.ping_timeout"),
             ("[nbd]\nrequests_max = 0", "nbd.requests_max"),
+            ("[nbd]\nkernel = \"always\"", "nbd.kernel"),
+            ("[api]\ntoken_file = \"/nowhere/token\"", "api.token_file"),
         ] {
             let message = refused(text);
             assert!(message.contains(key), "{key}: {message}");
+            let line = if text.contains("[api]\nlisten = \"127") {
+                1
+            } else {
+                2
+            };
+            assert!(
+                message.starts_with(&format!("berth.toml:{line}: ")),
+                "{message}"
+            );
         }
     }
 }
