@@ -112,12 +112,13 @@ impl ReceiveBuffer {
         }
     }
 
-    /// A retired chunk that nobody refers to any more.
+    /// A retired chunk that nobody refers to any more; the youngest one, which is most likely still in
+    /// the cache. Taking the oldest would walk through all of them, and through the cache, in a circle.
     fn reuse(&mut self, want: usize) -> Option<BytesMut> {
         let at = self
             .retired
             .iter_mut()
-            .position(|chunk| chunk.try_reclaim(want))?;
+            .rposition(|chunk| chunk.try_reclaim(want))?;
         self.retired.remove(at)
     }
 }
