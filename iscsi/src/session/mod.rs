@@ -21,6 +21,7 @@ mod api;
 mod connection;
 mod control;
 mod counters;
+mod depth;
 mod gather;
 mod options;
 mod receive;
@@ -41,6 +42,7 @@ pub use api::{
     TaskManagementOutcome, TaskOutcome, Transfer,
 };
 pub use counters::Counters;
+pub use depth::{QueueDepth, QueueDepthOptions};
 pub use options::SessionOptions;
 pub use recovery::Unfinished;
 
