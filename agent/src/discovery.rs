@@ -43,9 +43,9 @@ impl Discoverer {
         let asked = initiator::portal(&request.portal);
         // Sessions live on the data plane, this one too.
         let place = self.plane.place();
-        let discover = place
-            .thread()
-            .run(move || async move { net::discover(&asked, login, &options).await });
+        let discover = place.thread().run(move || async move {
+            net::discover(&net::TcpNetwork, &asked, login, &options).await
+        });
         let found = tokio::time::timeout(request.timeout(), discover)
             .await
             .map_err(|_| failure::deadline(request.timeout()))?

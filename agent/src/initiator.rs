@@ -1,5 +1,6 @@
 //! How this node logs in: configuration and request become what the initiator needs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::AttachmentName;
@@ -8,7 +9,7 @@ use berth_iscsi::login::{
     ChapConfig, DigestPolicy, InitiatorAuth, LoginConfig, MutualChap, Offer, Secret, SessionKind,
 };
 use berth_iscsi::name::IscsiName;
-use berth_iscsi::net::ConnectOptions;
+use berth_iscsi::net::{ConnectOptions, TcpNetwork};
 use berth_iscsi::session::SessionOptions;
 use berth_iscsi::types::{Isid, Lun};
 
@@ -59,6 +60,7 @@ impl Initiator {
         let session = SessionKind::Normal { target_name };
         VolumeSpec {
             name: name.to_string(),
+            network: Arc::new(TcpNetwork),
             target: source.target.to_string(),
             portals: source.portals.iter().map(portal).collect(),
             login: self.login(

@@ -25,3 +25,8 @@ pub use device::{
     BlockDevice, Completion, Error, Extent, Geometry, Op, Output, Request, RequestId, ZeroLimits,
 };
 pub use hub::{Client, Hub};
+
+/// The runtime's clock, which tests and the simulation can stop.
+pub(crate) fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

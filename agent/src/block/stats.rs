@@ -225,7 +225,7 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
             id: request.id,
             kind,
             bytes,
-            started: Instant::now(),
+            started: super::now(),
         });
         add(&self.stats.in_flight, 1);
         add(&self.stats.in_flight_bytes, bytes);
@@ -238,7 +238,7 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
     fn poll_complete(&mut self) -> Option<Completion> {
         let Completion { id, result } = self.device.poll_complete()?;
         let pending = self.pending.remove(id as usize);
-        let latency = pending.started.elapsed();
+        let latency = super::now() - pending.started;
         let op = &self.stats.ops[pending.kind as usize];
         add(&op.requests, 1);
         add(

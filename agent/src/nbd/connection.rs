@@ -7,6 +7,7 @@
 //! The negotiation happens elsewhere; its outcome arrives as a [`Handover`].
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -16,7 +17,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use berth_iobuf::{ReceiveBuffer, SendQueue};
 use slab::Slab;
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::export::ExportInfo;
@@ -27,11 +28,43 @@ use crate::block::Client;
 /// Slices of a usual write: header and data of 32 replies.
 const SLICES_USUAL: usize = 64;
 
+/// What carries a connection.
+pub enum Stream {
+    /// A socket, non-blocking, belonging to no runtime.
+    Unix(StdUnixStream),
+    /// Something else, such as a pipe in memory.
+    Other(Box<dyn ByteStream>),
+}
+
+/// A stream of bytes in both directions.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(stream) => f.debug_tuple("Unix").field(stream).finish(),
+            Self::Other(_) => f.debug_tuple("Other").finish_non_exhaustive(),
+        }
+    }
+}
+
+impl Stream {
+    /// Gives it to the runtime of this thread.
+    fn register(self) -> io::Result<Box<dyn ByteStream>> {
+        Ok(match self {
+            Self::Unix(stream) => Box::new(UnixStream::from_std(stream)?),
+            Self::Other(stream) => stream,
+        })
+    }
+}
+
 /// Everything that a connection brings along when it moves to the thread of its volume.
 #[derive(Debug)]
 pub struct Handover {
-    /// The socket, non-blocking, belonging to no runtime.
-    pub stream: StdUnixStream,
+    /// What carries it.
+    pub stream: Stream,
     /// Bytes that came behind the negotiation.
     pub input: ReceiveBuffer,
     /// What was agreed.
@@ -48,7 +81,7 @@ impl Handover {
     pub fn for_kernel(stream: StdUnixStream, export: &ExportInfo) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
-            stream,
+            stream: Stream::Unix(stream),
             input: ReceiveBuffer::new(),
             negotiated: Negotiated::for_kernel(export),
             permit: None,
@@ -155,7 +188,7 @@ impl Drop for StopWatch {
 ///
 /// Requests that were taken when the connection ends early go on in the device; nobody is told.
 pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Stop) -> End {
-    let stream = match UnixStream::from_std(handover.stream) {
+    let stream = match handover.stream.register() {
         Ok(stream) => stream,
         Err(error) => return End::Io(error),
     };
@@ -176,7 +209,7 @@ pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Sto
 }
 
 struct Connection {
-    stream: UnixStream,
+    stream: Box<dyn ByteStream>,
     transmission: Transmission,
     input: ReceiveBuffer,
     out: SendQueue,

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connection::Handover;
+use super::connection::{Handover, Stream};
 use super::export::Exports;
 use super::handshake::{self, Handshake, Negotiated, Progress};
 
@@ -252,7 +252,7 @@ fn hand_over(
     );
     match stream.into_std() {
         Ok(stream) => serve(Handover {
-            stream,
+            stream: Stream::Unix(stream),
             input,
             negotiated,
             permit: Some(permit),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use berth_iscsi::scsi::sense::Refresh;
 
@@ -31,9 +31,10 @@ impl Keeper {
         loop {
             let retry_at = self.lun.poll_timeout();
             let news = tokio::select! {
+                biased;
                 news = poll_fn(|cx| self.lun.poll_news(cx)) => news,
                 () = pause_until(retry_at) => {
-                    self.lun.handle_timeout(Instant::now());
+                    self.lun.handle_timeout(crate::block::now());
                     self.hub.borrow_mut().pump();
                     continue;
                 }
@@ -112,7 +113,7 @@ impl Keeper {
     }
 }
 
-async fn pause_until(at: Option<Instant>) {
+async fn pause_until(at: Option<std::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

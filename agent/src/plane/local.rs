@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub(super) async fn run(
     shared: Arc<Shared>,
 ) {
     let up = tokio::select! {
+        biased;
         up = bring_up(&spec, &shared) => up,
         // The attempt was given up.
         () = ready.closed() => return,
@@ -125,7 +127,14 @@ struct LocalVolume {
 async fn connect(spec: &VolumeSpec) -> Result<(Connected, String), Error> {
     let mut first = None;
     for portal in &spec.portals {
-        match net::connect(portal, spec.login.clone(), &spec.connect).await {
+        match net::connect(
+            &*spec.network,
+            slice::from_ref(portal),
+            spec.login.clone(),
+            &spec.connect,
+        )
+        .await
+        {
             Ok(connected) => return Ok((connected, portal.to_string())),
             Err(error) => {
                 tracing::warn!(volume = spec.name, %portal, %error, "portal cannot be used");
@@ -215,6 +224,7 @@ impl LocalVolume {
     async fn serve(mut self, mut commands: mpsc::Receiver<VolumeCommand>) -> Ended {
         loop {
             let command = tokio::select! {
+                biased;
                 command = commands.recv() => command,
                 Some(end) = self.connections.join_next() => {
                     log_end(&self.spec.name, end);

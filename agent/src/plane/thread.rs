@@ -17,7 +17,8 @@ type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// The pool.
 pub struct DataPlane {
-    threads: Vec<(ThreadHandle, JoinHandle<()>)>,
+    /// The last part is `None` for a thread that is not ours.
+    threads: Vec<(ThreadHandle, Option<JoinHandle<()>>)>,
 }
 
 /// One thread of the pool, from outside.
@@ -43,6 +44,24 @@ impl DataPlane {
             .map(start_thread)
             .collect::<io::Result<_>>()?;
         Ok(Self { threads })
+    }
+
+    /// A plane whose only thread is the caller's: its work runs as tasks of the `LocalSet` in which this
+    /// is called, and ends with it. For the simulation, where everything shares one clock.
+    ///
+    /// # Panics
+    /// Outside of a `LocalSet`.
+    #[must_use]
+    pub fn local() -> Self {
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        tokio::task::spawn_local(run_jobs(queue));
+        let handle = ThreadHandle {
+            jobs,
+            volumes: Arc::default(),
+        };
+        Self {
+            threads: vec![(handle, None)],
+        }
     }
 
     /// Number of threads.
@@ -81,7 +100,7 @@ impl DataPlane {
     pub fn stop(self) {
         for (handle, join) in self.threads {
             drop(handle);
-            if join.join().is_err() {
+            if join.is_some_and(|join| join.join().is_err()) {
                 tracing::error!("a data-plane thread had panicked");
             }
         }
@@ -142,8 +161,14 @@ impl ThreadHandle {
     }
 }
 
-fn start_thread(index: usize) -> io::Result<(ThreadHandle, JoinHandle<()>)> {
-    let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_MAX);
+async fn run_jobs(mut queue: mpsc::Receiver<Job>) {
+    while let Some(job) = queue.recv().await {
+        tokio::task::spawn_local(job());
+    }
+}
+
+fn start_thread(index: usize) -> io::Result<(ThreadHandle, Option<JoinHandle<()>>)> {
+    let (jobs, queue) = mpsc::channel(JOBS_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -151,11 +176,7 @@ fn start_thread(index: usize) -> io::Result<(ThreadHandle, JoinHandle<()>)> {
         .name(format!("berth-data-{index}"))
         .spawn(move || {
             let local = LocalSet::new();
-            local.spawn_local(async move {
-                while let Some(job) = queue.recv().await {
-                    tokio::task::spawn_local(job());
-                }
-            });
+            local.spawn_local(run_jobs(queue));
             // Ends when all handles are gone and every task has ended.
             runtime.block_on(local);
         })?;
@@ -164,7 +185,7 @@ fn start_thread(index: usize) -> io::Result<(ThreadHandle, JoinHandle<()>)> {
             jobs,
             volumes: Arc::default(),
         },
-        join,
+        Some(join),
     ))
 }
 
@@ -187,6 +208,22 @@ mod tests {
         assert_ne!(first, second, "places are spread");
         drop((a, b));
         plane.stop();
+    }
+
+    #[tokio::test]
+    async fn a_local_plane_is_the_thread_it_was_made_on() {
+        let here = std::thread::current().id();
+        let local = LocalSet::new();
+        let there = local.run_until(async {
+            let plane = DataPlane::local();
+            assert_eq!(plane.thread_count(), 1);
+            let place = plane.place();
+            place
+                .thread()
+                .run(|| async { std::thread::current().id() })
+                .await
+        });
+        assert_eq!(there.await, Ok(here));
     }
 
     #[tokio::test]

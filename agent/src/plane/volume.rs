@@ -7,7 +7,7 @@ use berth_api::Error;
 use berth_api::types::Identity;
 use berth_iscsi::login::LoginConfig;
 use berth_iscsi::name::Portal;
-use berth_iscsi::net::ConnectOptions;
+use berth_iscsi::net::{ConnectOptions, Network};
 use berth_iscsi::types::{Isid, Lun};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -29,6 +29,8 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct VolumeSpec {
     /// Name of the attachment, for logs.
     pub name: String,
+    /// How its portals are reached.
+    pub network: Arc<dyn Network>,
     /// Name of the target, for messages.
     pub target: String,
     /// Portals, in the order in which they are tried.

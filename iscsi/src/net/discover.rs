@@ -1,13 +1,15 @@
 //! Discovery: log in, ask SendTargets, log out (RFC 7143 4.3, Appendix C).
 
+use std::slice;
+
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout_at};
 
 use berth_iobuf::SendQueue;
 
 use super::connect::{ConnectError, Connected, connect};
 use super::options::ConnectOptions;
+use super::socket::{self, Network};
 use crate::discovery::Discovered;
 use crate::error::{Error, RejectReason, Waiting};
 use crate::login::LoginConfig;
@@ -23,11 +25,12 @@ use crate::session::{CloseReason, Event};
 /// Whatever keeps the list from coming, within [`ConnectOptions::deadline`] for the login and
 /// [`ConnectOptions::discovery_timeout`] for the rest.
 pub async fn discover(
+    network: &dyn Network,
     portal: &Portal,
     config: LoginConfig,
     options: &ConnectOptions,
 ) -> Result<Discovered, ConnectError> {
-    let mut connected = connect(portal, config, options).await?;
+    let mut connected = connect(network, slice::from_ref(portal), config, options).await?;
     let deadline = Instant::now() + options.discovery_timeout;
     let answer = ask(&mut connected, deadline).await;
     answer
@@ -77,10 +80,10 @@ async fn ask(connected: &mut Connected, deadline: Instant) -> Result<Bytes, Erro
         let io = async {
             // Whatever moment this is cut off at, what was written is no longer in the queue.
             while !send.is_empty() {
-                let n = stream.write(&send.to_vec()).await?;
+                let n = socket::write(&mut **stream, &send.to_vec()).await?;
                 send.advance(n);
             }
-            stream.read_buf(receive.room()).await
+            socket::read(&mut **stream, receive).await
         };
         match timeout_at(wake_at, io).await {
             Ok(Ok(0)) => session.handle_lost(std::io::ErrorKind::UnexpectedEof),

@@ -14,10 +14,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use berth_iobuf::ReceiveBuffer;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::options::DriverOptions;
+use super::socket::Socket;
 use super::transport::{Counters, Sent, Transport};
 use crate::error::Misuse;
 use crate::session::{Command, Event, Session, Unfinished};
@@ -158,7 +158,7 @@ impl Driver {
     /// login.
     #[must_use]
     pub fn new(
-        stream: TcpStream,
+        stream: Box<dyn Socket>,
         mut session: Session,
         receive: ReceiveBuffer,
         options: DriverOptions,

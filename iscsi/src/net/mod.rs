@@ -28,3 +28,4 @@ pub use discover::discover;
 pub use driver::{Driver, Handle, OnEvents};
 pub use options::{ConnectOptions, DriverOptions, SocketOptions};
 pub use portal::resolve;
+pub use socket::{Dialed, Dialing, Network, Socket, TcpNetwork};

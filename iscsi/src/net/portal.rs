@@ -78,7 +78,7 @@ pub(super) async fn connect(
         tokio::pin!(head_start);
         loop {
             tokio::select! {
-                () = &mut head_start, if started.is_some() => break,
+                biased;
                 done = attempts.join_next() => match done {
                     Some(Ok(Ok((stream, address)))) => {
                         socket::configure(&stream, &options.socket)?;
@@ -95,6 +95,7 @@ pub(super) async fn connect(
                     }
                     None => break,
                 },
+                () = &mut head_start, if started.is_some() => break,
             }
         }
     }

@@ -1,14 +1,12 @@
 //! The byte side of one connection: reads into the session, writes what it has to send.
 
 use std::io::{self, IoSlice};
-use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use berth_iobuf::{ReceiveBuffer, SendQueue};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
+use super::socket::Socket;
 use crate::session::Session;
 
 /// Counts of one connection's socket.
@@ -31,7 +29,7 @@ pub struct Counters {
 /// A socket with its buffers.
 #[derive(Debug)]
 pub(super) struct Transport {
-    stream: TcpStream,
+    stream: Box<dyn Socket>,
     receive: ReceiveBuffer,
     send: SendQueue,
     pub(super) counters: Counters,
@@ -50,7 +48,7 @@ pub(super) enum Sent {
 
 impl Transport {
     /// A connected socket, and what was received behind the login.
-    pub(super) fn new(stream: TcpStream, receive: ReceiveBuffer) -> Self {
+    pub(super) fn new(stream: Box<dyn Socket>, receive: ReceiveBuffer) -> Self {
         Self {
             stream,
             receive,
@@ -77,7 +75,7 @@ impl Transport {
     ) -> Poll<io::Result<(usize, bool)>> {
         let room = self.receive.room();
         let capacity = room.capacity() - room.len();
-        let n = ready!(pin!(self.stream.read_buf(room)).poll(cx))?;
+        let n = ready!(self.stream.poll_read(cx, room))?;
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }

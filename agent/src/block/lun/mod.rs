@@ -444,7 +444,7 @@ impl Core {
             }
             other => other,
         };
-        let now = Instant::now();
+        let now = crate::block::now();
         let failing_since = *job.failing_since.get_or_insert(now);
         let history = History {
             retries: job.retries,

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use berth_iscsi::scsi::Cdb;
 use berth_iscsi::session::{Command, TaskOutcome, Transfer};
@@ -74,7 +74,7 @@ impl Port {
 
     fn command(&self, tag: u64, cdb: &Cdb, transfer: Transfer) -> Command {
         let mut command = Command::new(tag, self.address, cdb.padded(), transfer);
-        command.deadline = Some(Instant::now() + self.command_timeout.get());
+        command.deadline = Some(crate::block::now() + self.command_timeout.get());
         command
     }
 

@@ -1,13 +1,16 @@
 //! Both roles over real sockets.
 
 use std::cell::RefCell;
+use std::slice;
 
 use super::*;
 use crate::Payload;
 use crate::error::Error;
 use crate::login::{LoginConfig, LoginFaults, SessionKind};
 use crate::name::{IscsiName, Portal as PortalName};
-use crate::net::{ConnectError, ConnectOptions, Connected, Driver, DriverOptions, Handle, connect};
+use crate::net::{
+    ConnectError, ConnectOptions, Connected, Driver, DriverOptions, Handle, TcpNetwork, connect,
+};
 use crate::scsi::Cdb;
 use crate::scsi::cdb::Caching;
 use crate::session::{Command, Event, TaskOutcome, Transfer};
@@ -51,7 +54,13 @@ impl Running {
         };
         let name = IscsiName::parse("iqn.2026-11.io.berth:i1").unwrap();
         let config = LoginConfig::new(name, kind, Isid::random([1, 1, 1], 1));
-        connect(&self.portal, config, &ConnectOptions::default()).await
+        connect(
+            &TcpNetwork,
+            slice::from_ref(&self.portal),
+            config,
+            &ConnectOptions::default(),
+        )
+        .await
     }
 
     async fn session(&self) -> Client {

@@ -17,7 +17,10 @@ async fn a_login_gives_a_session() {
         peer
     };
     let options = ConnectOptions::default();
-    let (connected, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+    let (connected, _peer) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+        target
+    );
     let connected = connected.unwrap();
     assert_eq!(portal_of(connected.address), portal);
     assert_eq!(connected.session.login().tsih, Tsih(9));
@@ -25,13 +28,7 @@ async fn a_login_gives_a_session() {
     assert_eq!(connected.session.negotiated().first_burst_bytes, 8192);
     assert_eq!(connected.session.window_room(), 64);
     assert_eq!(connected.moved_to, None);
-    assert!(connected.stream.nodelay().unwrap());
-    let socket = socket2::SockRef::from(&connected.stream);
-    assert!(socket.keepalive().unwrap());
-    assert_eq!(
-        socket.tcp_user_timeout().unwrap(),
-        Some(Duration::from_secs(30))
-    );
+    assert_eq!(connected.portal, portal);
 }
 
 #[tokio::test]
@@ -39,7 +36,9 @@ async fn a_closed_portal_refuses() {
     let (listener, portal) = listen().await;
     drop(listener);
     let options = ConnectOptions::default();
-    let error = connect(&portal, normal(), &options).await.unwrap_err();
+    let error = connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options)
+        .await
+        .unwrap_err();
     assert_eq!(error.error, Error::Lost(ErrorKind::ConnectionRefused));
     assert_eq!(
         (error.portal.clone(), error.address),
@@ -53,7 +52,9 @@ async fn a_silent_portal_ends_at_the_deadline() {
     let (_listener, portal) = listen().await;
     let options = ConnectOptions::default();
     let start = Instant::now();
-    let error = connect(&portal, normal(), &options).await.unwrap_err();
+    let error = connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options)
+        .await
+        .unwrap_err();
     assert_eq!(error.error, Error::TimedOut(Waiting::Login));
     assert_eq!(start.elapsed().as_secs(), options.deadline.as_secs());
     assert!(error.address.is_some());
@@ -73,7 +74,10 @@ async fn a_portal_that_speaks_something_else_is_refused() {
             peer
         };
         let options = ConnectOptions::default();
-        let (result, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let (result, _peer) = tokio::join!(
+            connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+            target
+        );
         let error = result.unwrap_err().error;
         assert!(
             matches!(
@@ -90,7 +94,10 @@ async fn a_portal_that_hangs_up_is_lost() {
     let (listener, portal) = listen().await;
     let target = async { Peer::accept(&listener).await.login_request().await };
     let options = ConnectOptions::default();
-    let (result, _) = tokio::join!(connect(&portal, normal(), &options), target);
+    let (result, _) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+        target
+    );
     assert!(matches!(result.unwrap_err().error, Error::Lost(_)));
 }
 
@@ -118,7 +125,10 @@ async fn a_login_that_never_ends_is_cut_off() {
         }
     };
     let options = ConnectOptions::default();
-    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    let (result, ()) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+        target
+    );
     assert_eq!(result.unwrap_err().error, Error::TimedOut(Waiting::Login));
 }
 
@@ -131,7 +141,10 @@ async fn a_refused_login_says_why() {
         peer.refuse_login((2, 3), "").await;
     };
     let options = ConnectOptions::default();
-    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    let (result, ()) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+        target
+    );
     assert_eq!(
         result.unwrap_err().error,
         Error::LoginRejected(LoginStatus::NOT_FOUND)
@@ -157,7 +170,10 @@ async fn redirects_are_followed() {
             peer
         };
         let options = ConnectOptions::default();
-        let (result, _peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let (result, _peer) = tokio::join!(
+            connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+            target
+        );
         let connected = result.unwrap();
         assert_eq!(portal_of(connected.address), moved_to);
         assert_eq!(connected.moved_to, permanent.then_some(moved_to));
@@ -175,7 +191,10 @@ async fn a_circle_of_redirects_ends() {
         peer.refuse_login((1, 1), &redirection(&portal)).await;
     };
     let options = ConnectOptions::default();
-    let (result, ()) = tokio::join!(connect(&portal, normal(), &options), target);
+    let (result, ()) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+        target
+    );
     let error = result.unwrap_err();
     assert!(matches!(
         error.error,
@@ -198,7 +217,15 @@ async fn a_long_chain_of_redirects_ends() {
         }
     };
     let options = ConnectOptions::default();
-    let (result, ()) = tokio::join!(connect(&portals[0].1, normal(), &options), target);
+    let (result, ()) = tokio::join!(
+        connect(
+            &TcpNetwork,
+            slice::from_ref(&portals[0].1),
+            normal(),
+            &options
+        ),
+        target
+    );
     assert!(matches!(
         result.unwrap_err().error,
         Error::TargetIncompatible(Incompatibility::RedirectLoop { hops: 6, .. })
@@ -216,8 +243,87 @@ async fn the_address_that_answers_wins() {
     };
     let addresses = vec![SocketAddr::new(ip, closed_portal.port), open];
     let options = ConnectOptions::default();
-    let (_stream, address) = portal::connect(addresses, &options).await.unwrap();
+    let (stream, address) = portal::connect(addresses, &options).await.unwrap();
     assert_eq!(address, open);
+    assert!(stream.nodelay().unwrap());
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(
+        socket.tcp_user_timeout().unwrap(),
+        Some(Duration::from_secs(30))
+    );
+}
+
+/// A network whose portals answer after a time of their own; `None`: they refuse.
+#[derive(Debug)]
+struct Paced(
+    Vec<(Portal, Option<u64>)>,
+    std::sync::Mutex<Vec<(u16, u64)>>,
+);
+
+impl Network for Paced {
+    fn dial<'a>(&'a self, portal: &'a Portal, options: &'a ConnectOptions) -> Dialing<'a> {
+        Box::pin(async move {
+            let (real, after_ms) = self.0.iter().find(|(one, _)| one == portal).unwrap();
+            let now_ms = u64::try_from(START.with(|start| *start).elapsed().as_millis()).unwrap();
+            self.1.lock().unwrap().push((real.port, now_ms));
+            match after_ms {
+                Some(ms) => {
+                    tokio::time::sleep(Duration::from_millis(*ms)).await;
+                    TcpNetwork.dial(real, options).await
+                }
+                None => Err(ErrorKind::ConnectionRefused.into()),
+            }
+        })
+    }
+}
+
+thread_local! {
+    static START: Instant = Instant::now();
+}
+
+#[tokio::test(start_paused = true)]
+async fn candidates_are_raced_and_one_login_is_done() {
+    START.with(|start| start.elapsed());
+    let mut listeners = Vec::new();
+    let mut portals = Vec::new();
+    for _ in 0..3 {
+        let (listener, portal) = listen().await;
+        listeners.push(listener);
+        portals.push(portal);
+    }
+    // The first refuses, so the second starts at once; it is slow, so the third gets its chance.
+    let times = [None, Some(10_000), Some(5)];
+    let network = Paced(
+        portals.iter().cloned().zip(times).collect(),
+        Default::default(),
+    );
+    let target = async {
+        let mut peer = Peer::accept(&listeners[2]).await;
+        peer.log_in("").await;
+        peer
+    };
+    let options = ConnectOptions::default();
+    let start_ms = u64::try_from(START.with(|start| *start).elapsed().as_millis()).unwrap();
+    let (result, _peer) = tokio::join!(connect(&network, &portals, normal(), &options), target);
+    assert_eq!(result.unwrap().portal, portals[2]);
+    let dialed: Vec<_> = network.1.into_inner().unwrap();
+    let at = |i: usize, ms| (portals[i].port, start_ms + ms);
+    assert_eq!(dialed, [at(0, 0), at(1, 0), at(2, 250)]);
+}
+
+#[tokio::test]
+async fn when_no_candidate_answers_the_first_is_named() {
+    let (first, a) = listen().await;
+    let (second, b) = listen().await;
+    drop((first, second));
+    let options = ConnectOptions::default();
+    let portals = [a.clone(), b];
+    let error = connect(&TcpNetwork, &portals, normal(), &options)
+        .await
+        .unwrap_err();
+    assert_eq!(error.error, Error::Lost(ErrorKind::ConnectionRefused));
+    assert_eq!(error.portal, a);
 }
 
 /// Plays CHAP up to the proof; returns the proof, and the algorithms that were offered.
@@ -265,6 +371,9 @@ async fn a_target_that_takes_sha_256_for_sha_1_gets_md5() {
     let secret = crate::login::Secret::new(*b"0123456789abcdef");
     config.auth = crate::login::InitiatorAuth::Chap(crate::login::ChapConfig::new("user", secret));
     let options = ConnectOptions::default();
-    let (result, _peer) = tokio::join!(connect(&portal, config, &options), target);
+    let (result, _peer) = tokio::join!(
+        connect(&TcpNetwork, slice::from_ref(&portal), config, &options),
+        target
+    );
     result.unwrap();
 }

@@ -60,7 +60,12 @@ async fn a_long_answer_is_joined_and_the_session_logged_out() {
     };
     let options = ConnectOptions::default();
     let (result, ()) = tokio::join!(
-        discover(&portal, config(SessionKind::Discovery), &options),
+        discover(
+            &TcpNetwork,
+            &portal,
+            config(SessionKind::Discovery),
+            &options
+        ),
         target
     );
     let names: Vec<String> = result
@@ -85,7 +90,12 @@ async fn a_target_that_drops_instead_of_logging_out_does_not_spoil_the_answer() 
     };
     let options = ConnectOptions::default();
     let (result, ()) = tokio::join!(
-        discover(&portal, config(SessionKind::Discovery), &options),
+        discover(
+            &TcpNetwork,
+            &portal,
+            config(SessionKind::Discovery),
+            &options
+        ),
         target
     );
     assert!(result.unwrap().targets.is_empty());
@@ -105,7 +115,12 @@ async fn a_target_that_does_not_answer_is_given_up() {
         ..ConnectOptions::default()
     };
     let (result, ()) = tokio::join!(
-        discover(&portal, config(SessionKind::Discovery), &options),
+        discover(
+            &TcpNetwork,
+            &portal,
+            config(SessionKind::Discovery),
+            &options
+        ),
         target
     );
     assert_eq!(result.unwrap_err().error, Error::TimedOut(Waiting::Text));

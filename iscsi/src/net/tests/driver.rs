@@ -29,7 +29,10 @@ impl Rig {
             peer.log_in(keys).await;
             peer
         };
-        let (connected, peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let (connected, peer) = tokio::join!(
+            connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+            target
+        );
         let connected = connected.unwrap();
         let events = Rc::new(RefCell::new(Vec::new()));
         let news = Rc::new(Notify::new());
@@ -169,7 +172,10 @@ async fn commands_from_inside_the_callback_leave_in_the_same_wake_up() {
             peer
         };
         let options = ConnectOptions::default();
-        let (connected, mut peer) = tokio::join!(connect(&portal, normal(), &options), target);
+        let (connected, mut peer) = tokio::join!(
+            connect(&TcpNetwork, slice::from_ref(&portal), normal(), &options),
+            target
+        );
         let connected = connected.unwrap();
         let left = Rc::new(RefCell::new(20u64));
         let on_events: OnEvents = {

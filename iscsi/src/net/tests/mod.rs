@@ -5,6 +5,7 @@ mod discover;
 mod driver;
 
 use std::net::SocketAddr;
+use std::slice;
 
 use berth_iobuf::{Payload, ReceiveBuffer, SendQueue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
