@@ -16,6 +16,7 @@ use berth_iscsi::types::{Isid, Lun};
 use crate::config::{Config, Iscsi};
 use crate::nbd;
 use crate::plane::VolumeSpec;
+use crate::plane::spec::PathSpec;
 use crate::volume::intent::Intent;
 
 /// The initiator of this node: its name and its settings.
@@ -58,11 +59,22 @@ impl Initiator {
             .parse()
             .expect("the API took it for an iSCSI name");
         let session = SessionKind::Normal { target_name };
+        let paths = (0..).zip(&source.portals).map(|(index, asked)| PathSpec {
+            index,
+            portal: portal(asked),
+            isid: isid_of(intent.isid, index),
+            known_group: None,
+            retired: false,
+        });
+        let paths = paths.collect();
+        let recovery = &self.settings.recovery;
+        // Nodes and attachments must not keep step with each other; the ISID is random enough for that.
+        let seed = u64::from(berth_iscsi::pdu::crc32c(&intent.isid.0));
         VolumeSpec {
             name: name.to_string(),
             network: Arc::new(TcpNetwork),
             target: source.target.to_string(),
-            portals: source.portals.iter().map(portal).collect(),
+            paths,
             login: self.login(
                 session,
                 intent.isid,
@@ -72,6 +84,16 @@ impl Initiator {
             connect: self.connect_options(self.settings.login_timeout.0),
             lun: Lun::from_number(source.lun).expect("the API took it for a LUN"),
             read_only: intent.request.read_only,
+            expected_identity: intent.identity.clone(),
+            unclean: false,
+            fence: None,
+            recovery_timeout: intent.request.recovery_timeout_seconds.as_duration(),
+            stale_session_timeout: recovery.stale_session_timeout.0,
+            retry_first: recovery.retry_first.0,
+            retry_max: recovery.retry_max.0,
+            seed,
+            cache_loss: recovery.cache_loss,
+            queue_depth_max: recovery.queue_depth_max,
             command_timeout: self.settings.command_timeout.0,
             logout_timeout: self.settings.logout_timeout.0,
             nbd: self.nbd,
@@ -119,6 +141,16 @@ impl Initiator {
             ..ConnectOptions::default()
         }
     }
+}
+
+/// The ISID of the path with this number: the attachment's base with the number added to its
+/// qualifier, so that each path keeps its own for ever (RFC 7143 4.4.3: one nexus, one ISID).
+pub(crate) fn isid_of(base: Isid, index: u16) -> Isid {
+    let Isid([a, b, c, d, high, low]) = base;
+    let [high, low] = u16::from_be_bytes([high, low])
+        .wrapping_add(index)
+        .to_be_bytes();
+    Isid([a, b, c, d, high, low])
 }
 
 /// A portal of the API as one of the initiator.

@@ -97,9 +97,9 @@ fn view(
             Path {
                 portal: portal.clone(),
                 state: match state {
-                    _ if in_use => PathState::Active,
+                    _ if in_use => PathState::Up,
                     AttachmentState::Connecting => PathState::Connecting,
-                    _ if up => PathState::Standby,
+                    _ if up => PathState::Down,
                     _ => PathState::Down,
                 },
                 since_unix_ms,

@@ -139,7 +139,7 @@ fn listing(attachments: &[Attachment], wide: bool) -> String {
             let up = attachment
                 .paths
                 .iter()
-                .filter(|path| matches!(path.state, PathState::Active | PathState::Standby))
+                .filter(|path| path.state == PathState::Up)
                 .count();
             row.extend([
                 format!("{up}/{}", attachment.paths.len()),

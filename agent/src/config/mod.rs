@@ -1,5 +1,6 @@
 //! The configuration file: read and checked whole before any port opens.
 
+mod recovery;
 mod units;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use berth_api::Secret;
 use serde::Deserialize;
 
+pub use recovery::{Limit, Recovery};
 pub use units::{Size, Span};
 
 /// Where the configuration is looked for when no `--config` is given.
@@ -136,6 +138,8 @@ pub struct Iscsi {
     pub max_burst: Size,
     /// Most data sent without an R2T, as offered.
     pub first_burst: Size,
+    /// What is done when paths are lost.
+    pub recovery: Recovery,
 }
 
 impl Default for Iscsi {
@@ -150,6 +154,7 @@ impl Default for Iscsi {
             max_recv_data_segment: Size(256 << 10),
             max_burst: Size(16_776_192),
             first_burst: Size(256 << 10),
+            recovery: Recovery::default(),
         }
     }
 }
@@ -426,7 +431,8 @@ impl Config {
             512,
             self.iscsi.max_burst.0,
             " B",
-        )
+        )?;
+        self.iscsi.recovery.check()
     }
 }
 
@@ -436,7 +442,7 @@ const TOKEN_LEN_MIN: usize = 16;
 /// The line of `table.key` in a TOML text that was parsed before; the line of the table, or 1, when the
 /// key does not stand there.
 fn line_of(text: &str, key: &str) -> usize {
-    let (table, name) = key.split_once('.').unwrap_or(("", key));
+    let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
     let (mut current, mut found) = (String::new(), 1);
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();

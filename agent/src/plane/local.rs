@@ -21,10 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::keeper::Keeper;
+use super::spec::{SessionView, VolumeSpec};
 use super::transport::SessionTransport;
-use super::volume::{
-    Ended, InUse, Ready, SessionView, Shared, Snapshot, VolumeCommand, VolumeSpec,
-};
+use super::volume::{Ended, InUse, Ready, Shared, Snapshot, VolumeCommand};
 use crate::block::align::Align;
 use crate::block::fault::Fault;
 use crate::block::hub::DynHub;
@@ -126,7 +125,7 @@ struct LocalVolume {
 /// Logs in at the first portal that lets us.
 async fn connect(spec: &VolumeSpec) -> Result<(Connected, String), Error> {
     let mut first = None;
-    for portal in &spec.portals {
+    for portal in spec.paths.iter().map(|path| &path.portal) {
         match net::connect(
             &*spec.network,
             slice::from_ref(portal),

@@ -7,9 +7,11 @@
 
 mod keeper;
 mod local;
+pub mod spec;
 mod thread;
 mod transport;
 mod volume;
 
+pub use spec::{SessionView, VolumeSpec};
 pub use thread::{DataPlane, Place, Stopped, ThreadHandle};
-pub use volume::{Ended, InUse, Ready, SessionView, Snapshot, Volume, VolumeSpec};
+pub use volume::{Ended, InUse, Ready, Snapshot, Volume};

@@ -5,13 +5,10 @@ use std::time::Duration;
 
 use berth_api::Error;
 use berth_api::types::Identity;
-use berth_iscsi::login::LoginConfig;
-use berth_iscsi::name::Portal;
-use berth_iscsi::net::{ConnectOptions, Network};
-use berth_iscsi::types::{Isid, Lun};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::local;
+use super::spec::{SessionView, VolumeSpec};
 use super::thread::Place;
 use crate::block::Geometry;
 use crate::block::fault::FaultSwitches;
@@ -24,33 +21,6 @@ const COMMANDS_MAX: usize = 256;
 /// A look at a volume that is not answered in this time is not answered at all.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How to bring a volume up.
-#[derive(Debug, Clone)]
-pub struct VolumeSpec {
-    /// Name of the attachment, for logs.
-    pub name: String,
-    /// How its portals are reached.
-    pub network: Arc<dyn Network>,
-    /// Name of the target, for messages.
-    pub target: String,
-    /// Portals, in the order in which they are tried.
-    pub portals: Vec<Portal>,
-    /// Who logs in where, with what offer.
-    pub login: LoginConfig,
-    /// Times and limits of connection and session.
-    pub connect: ConnectOptions,
-    /// The logical unit.
-    pub lun: Lun,
-    /// Refuse writes whatever the unit allows.
-    pub read_only: bool,
-    /// A SCSI command must be answered within this time.
-    pub command_timeout: Duration,
-    /// I/O in flight is finished and the session is closed within this time at the end.
-    pub logout_timeout: Duration,
-    /// Bounds of each NBD connection.
-    pub nbd: nbd::transmission::Limits,
-}
-
 /// What is known once a volume is up.
 #[derive(Debug, Clone)]
 pub struct Ready {
@@ -58,29 +28,6 @@ pub struct Ready {
     pub identity: Option<KnownIdentity>,
     /// The same for people.
     pub facts: Identity,
-}
-
-/// A session, for people.
-#[derive(Debug, Clone)]
-pub struct SessionView {
-    /// The portal that was asked for, as `host:port`.
-    pub portal: String,
-    /// Our part of the session's identifier.
-    pub isid: Isid,
-    /// The target's part.
-    pub tsih: u16,
-    /// Connection ID.
-    pub cid: u16,
-    /// Target portal group.
-    pub portal_group_tag: Option<u16>,
-    /// Our end of the connection.
-    pub local: String,
-    /// The target's end.
-    pub peer: String,
-    /// When it was logged in.
-    pub since_unix_ms: u64,
-    /// What login settled, by the names of RFC 7143 13.
-    pub negotiated: Vec<(String, String)>,
 }
 
 /// How a volume stands at this moment.

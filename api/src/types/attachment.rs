@@ -222,14 +222,20 @@ pub struct Path {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PathState {
-    /// Logged in, I/O goes over it.
-    Active,
-    /// Not in use: another path serves.
+    /// Logged in, and the target takes I/O over it.
+    Up,
+    /// Logged in, but the target does not take I/O over it (ALUA standby, unavailable or offline).
     Standby,
-    /// Being connected.
+    /// Logged in; the target is changing the state of this way to the volume (ALUA transitioning).
+    Transitioning,
+    /// Being connected for the first time.
     Connecting,
-    /// Does not work.
+    /// Does not work; it is tried again and again.
     Down,
+    /// Leads to another volume, or must not be used any more; it is not used again by itself.
+    Failed,
+    /// Taken away; its session is being ended.
+    Leaving,
 }
 
 impl PathState {
@@ -237,10 +243,13 @@ impl PathState {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Active => "active",
+            Self::Up => "up",
             Self::Standby => "standby",
+            Self::Transitioning => "transitioning",
             Self::Connecting => "connecting",
             Self::Down => "down",
+            Self::Failed => "failed",
+            Self::Leaving => "leaving",
         }
     }
 }

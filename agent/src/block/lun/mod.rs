@@ -12,6 +12,7 @@ mod job;
 mod port;
 pub mod probe;
 mod profile;
+pub mod reservation;
 #[cfg(test)]
 mod tests;
 mod verdict;
