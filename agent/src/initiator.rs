@@ -134,6 +134,10 @@ impl Initiator {
             session: SessionOptions {
                 ping_interval: Some(self.settings.ping_interval.0),
                 ping_timeout: self.settings.ping_timeout.0,
+                abort_timeout: self.settings.abort_timeout.0,
+                lun_reset: self.settings.lun_reset,
+                logical_unit_reset_timeout: self.settings.lun_reset_timeout.0,
+                fast_abort: self.settings.fast_abort,
                 drain_timeout: self.settings.logout_timeout.0,
                 logout_timeout: self.settings.logout_timeout.0,
                 ..SessionOptions::default()

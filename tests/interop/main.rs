@@ -5,8 +5,6 @@ mod clients;
 mod data;
 mod guards;
 mod leaks;
-mod links;
+mod raw_nbd;
 mod silence;
 mod target_role;
-
-use berth_tests::raw_nbd;

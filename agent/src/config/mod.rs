@@ -124,12 +124,21 @@ pub struct Iscsi {
     pub attach_timeout: Span,
     /// One TCP connect and login must end within this time.
     pub login_timeout: Span,
-    /// A NOP-Out ping is sent after this time without anything received.
+    /// A NOP-Out ping is sent after this time without anything received. The default is short, so that a path
+    /// that stalls is found within one and a half times `ping_timeout`.
     pub ping_interval: Span,
     /// The connection counts as lost this long after an unanswered ping.
     pub ping_timeout: Span,
-    /// A SCSI command must be answered within this time.
+    /// A SCSI command must be answered within this time; then it is aborted.
     pub command_timeout: Span,
+    /// ABORT TASK must be answered within this time; then the LUN is reset, or the session ends.
+    pub abort_timeout: Span,
+    /// Whether a LUN is reset when an abort fails; off for LUNs that other nodes use too.
+    pub lun_reset: bool,
+    /// LOGICAL UNIT RESET must be answered within this time; then the session ends.
+    pub lun_reset_timeout: Span,
+    /// Whether data for a command stops when its abort is sent, which some targets like better.
+    pub fast_abort: bool,
     /// Open commands are finished and the session is closed within this time on detach.
     pub logout_timeout: Span,
     /// Longest data segment that the target may send.
@@ -147,9 +156,13 @@ impl Default for Iscsi {
         Self {
             attach_timeout: Span(Duration::from_secs(60)),
             login_timeout: Span(Duration::from_secs(15)),
-            ping_interval: Span(Duration::from_secs(5)),
+            ping_interval: Span(Duration::from_secs(2)),
             ping_timeout: Span(Duration::from_secs(5)),
             command_timeout: Span(Duration::from_secs(60)),
+            abort_timeout: Span(Duration::from_secs(15)),
+            lun_reset: true,
+            lun_reset_timeout: Span(Duration::from_secs(30)),
+            fast_abort: false,
             logout_timeout: Span(Duration::from_secs(15)),
             max_recv_data_segment: Size(256 << 10),
             max_burst: Size(16_776_192),
@@ -414,6 +427,9 @@ impl Config {
         seconds("iscsi.ping_interval", self.iscsi.ping_interval, 86_400)?;
         seconds("iscsi.ping_timeout", self.iscsi.ping_timeout, 3600)?;
         seconds("iscsi.command_timeout", self.iscsi.command_timeout, 86_400)?;
+        seconds("iscsi.abort_timeout", self.iscsi.abort_timeout, 3600)?;
+        let reset = self.iscsi.lun_reset_timeout;
+        seconds("iscsi.lun_reset_timeout", reset, 3600)?;
         seconds("iscsi.logout_timeout", self.iscsi.logout_timeout, 3600)?;
         // RFC 7143 13.12 to 13.14 give the ranges.
         let max = (1 << 24) - 1;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Recovery;
-use crate::types::Itt;
+use crate::types::{Itt, Lun};
 
 /// Status-Class and Status-Detail of a Login Response (RFC 7143 11.13.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,6 +186,10 @@ pub enum Waiting {
     Command(Itt),
     /// The answer to a task management request.
     TaskManagement,
+    /// The answer to ABORT TASK for this task.
+    Abort(Itt),
+    /// The answer to LOGICAL UNIT RESET, which followed on an abort that failed.
+    LogicalUnitReset(Lun),
     /// The answer to a logout.
     Logout,
     /// A session, while reconnecting.
@@ -197,7 +201,7 @@ impl Waiting {
         match self {
             // The escalation starts with ABORT TASK.
             Self::Command(_) => Recovery::Task,
-            Self::TaskManagement => Recovery::Session,
+            Self::TaskManagement | Self::Abort(_) | Self::LogicalUnitReset(_) => Recovery::Session,
             Self::Connect | Self::Login | Self::Text | Self::Ping | Self::Logout => {
                 Recovery::Connection
             }
@@ -215,6 +219,10 @@ impl fmt::Display for Waiting {
             Self::Ping => f.write_str("a sign of life"),
             Self::Command(itt) => write!(f, "the end of task {:#010x}", itt.0),
             Self::TaskManagement => f.write_str("the answer to a task management request"),
+            Self::Abort(itt) => write!(f, "the answer to ABORT TASK for task {:#010x}", itt.0),
+            Self::LogicalUnitReset(lun) => {
+                write!(f, "the answer to LOGICAL UNIT RESET for LUN {lun}")
+            }
             Self::Logout => f.write_str("the answer to a logout"),
             Self::Reconnect => f.write_str("the session to come back"),
         }

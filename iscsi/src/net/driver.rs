@@ -104,6 +104,7 @@ impl Handle {
     /// connection.
     #[must_use]
     pub fn take_unfinished(&self) -> Vec<Unfinished> {
+        self.discard_unwritten();
         let unfinished = self.session.borrow_mut().take_unfinished();
         self.wake();
         unfinished
@@ -127,8 +128,18 @@ impl Handle {
         }
     }
 
-    /// Closes the socket. What the session says about it is up to the caller.
+    /// Drops what is not on its way, and ends the session with it: a command that did not leave is known not
+    /// to have been executed.
+    fn discard_unwritten(&self) {
+        if let Some(transport) = self.transport.borrow_mut().as_mut() {
+            let bytes = transport.abandon();
+            self.session.borrow_mut().discard_unwritten(bytes);
+        }
+    }
+
+    /// Closes the socket, and ends the session if it has not ended.
     fn hang_up(&self) {
+        self.discard_unwritten();
         if let Some(transport) = self.transport.borrow_mut().take() {
             self.last_counters.set(transport.counters);
         }
@@ -215,6 +226,10 @@ impl Driver {
                     session.handle_timeout(now);
                 }
             }
+        }
+        if handle.session.borrow().is_closed() {
+            // Before the user asks what became of the commands, and before anything else is written.
+            handle.discard_unwritten();
         }
         self.tell_user(handle);
         again |= self.write(cx, handle);

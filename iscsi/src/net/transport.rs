@@ -85,6 +85,13 @@ impl Transport {
         Poll::Ready(Ok((n, n == capacity)))
     }
 
+    /// Drops what was built and not given to the socket. Returns how many bytes that is.
+    pub(super) fn abandon(&mut self) -> usize {
+        let bytes = self.send.len();
+        self.send.clear();
+        bytes
+    }
+
     /// Asks to be woken when there is something to read; `Ready` if there is already.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_read_ready(cx)

@@ -1,9 +1,14 @@
 //! Target port groups: who may be spoken to through which port (SPC-4 5.15, 6.37, 6.45).
 
 use std::fmt;
+use std::time::Duration;
 
 use super::ParseError;
 use super::field::{be16, be32, bit, byte, flag, range};
+use super::inquiry::DeviceIdentification;
+
+/// Implicit transition time of a device that tells none, in seconds (SPC-4 6.37).
+const TRANSITION_SECONDS_DEFAULT: u8 = 60;
 
 /// Most groups that are taken from one reply; group identifiers have 16 bits.
 const GROUPS_MAX: usize = 1024;
@@ -113,6 +118,30 @@ impl TargetPortGroups {
     #[must_use]
     pub fn group(&self, id: u16) -> Option<&PortGroup> {
         self.groups.iter().find(|group| group.id == id)
+    }
+
+    /// The group of the port that answered INQUIRY with this page 83h (SPC-4 7.8.6): by its target port group
+    /// designator, failing that by its relative port among the ports of the groups. A device that names
+    /// neither and has one group only means that one. `None`: it cannot be told.
+    #[must_use]
+    pub fn of_path(&self, page83: &DeviceIdentification) -> Option<&PortGroup> {
+        if let Some(id) = page83.port_group() {
+            return self.group(id);
+        }
+        if let Some(port) = page83.relative_port() {
+            return self.groups.iter().find(|group| group.ports.contains(&port));
+        }
+        match &self.groups[..] {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// How long a group may be in transition (SPC-4 6.37): what the device says, else the default of 60 s.
+    #[must_use]
+    pub fn transition_time(&self) -> Duration {
+        let told = self.transition_seconds.filter(|seconds| *seconds > 0);
+        Duration::from_secs(told.unwrap_or(TRANSITION_SECONDS_DEFAULT).into())
     }
 
     /// Parses the data. Which header it has stands in the data itself, so a device that ignores the
@@ -231,6 +260,7 @@ impl SetTargetPortGroups {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inquiry::{Association, Designator};
     use super::*;
     use proptest::prelude::*;
 
@@ -257,6 +287,113 @@ mod tests {
         assert_eq!(parsed.transition_seconds, Some(60));
         assert_eq!(parsed.groups, groups.groups);
         assert_eq!(parsed.emit(), extended);
+    }
+
+    fn group(id: u16, ports: &[u16]) -> PortGroup {
+        PortGroup {
+            id,
+            preferred: false,
+            state: AccessState::ActiveOptimized,
+            supported: 0,
+            status_code: 0,
+            ports: ports.to_vec(),
+        }
+    }
+
+    /// SPC-4 7.8.6: designator types 4 and 5 with association 1 are of the port that answered.
+    #[test]
+    fn the_group_of_a_path_by_its_own_words() {
+        let groups = TargetPortGroups {
+            transition_seconds: None,
+            groups: vec![group(1, &[1, 2]), group(2, &[3])],
+        };
+        let id = |path: Vec<Designator>| {
+            let page83 = DeviceIdentification { designators: path };
+            groups.of_path(&page83).map(|group| group.id)
+        };
+        let by_group = |id| Designator::of_port(Designator::PORT_GROUP, id);
+        let by_port = |id| Designator::of_port(Designator::RELATIVE_PORT, id);
+        assert_eq!(id(vec![by_port(1), by_group(2)]), Some(2));
+        assert_eq!(id(vec![by_group(9), by_port(1)]), None, "it said which");
+        assert_eq!(id(vec![by_port(2)]), Some(1));
+        assert_eq!(id(vec![by_port(3)]), Some(2));
+        assert_eq!(id(vec![by_port(4)]), None);
+        assert_eq!(id(Vec::new()), None);
+        // Numbers of other associations are of other things.
+        let mut of_unit = by_group(1);
+        of_unit.association = Association::LogicalUnit;
+        assert_eq!(id(vec![of_unit]), None);
+        // What is not four bytes long is not a number.
+        let mut odd = by_group(1);
+        odd.bytes.push(0);
+        assert_eq!(id(vec![odd, by_port(3)]), Some(2));
+    }
+
+    #[test]
+    fn one_group_is_the_group_of_a_device_that_does_not_say() {
+        let groups = TargetPortGroups {
+            transition_seconds: None,
+            groups: vec![group(7, &[])],
+        };
+        let silent = DeviceIdentification::default();
+        assert_eq!(groups.of_path(&silent).map(|group| group.id), Some(7));
+        assert_eq!(TargetPortGroups::default().of_path(&silent), None);
+    }
+
+    /// SPC-4 6.37: 0 means that no time is told.
+    #[test]
+    fn the_transition_time_has_a_default() {
+        let time = |transition_seconds| {
+            let groups = TargetPortGroups {
+                transition_seconds,
+                groups: Vec::new(),
+            };
+            groups.transition_time().as_secs()
+        };
+        assert_eq!([None, Some(0), Some(5)].map(time), [60, 60, 5]);
+    }
+
+    /// SPC-4 5.15.2: optimized before the rest, among equals the preferred one, and what is not active not
+    /// at all.
+    #[test]
+    fn groups_are_tried_in_this_order() {
+        const STATES: [AccessState; 7] = [
+            AccessState::ActiveNonOptimized,
+            AccessState::Standby,
+            AccessState::LbaDependent,
+            AccessState::Offline,
+            AccessState::ActiveOptimized,
+            AccessState::Unavailable,
+            AccessState::Transitioning,
+        ];
+        let mut groups: Vec<PortGroup> = STATES
+            .iter()
+            .flat_map(|state| {
+                [false, true].map(|preferred| PortGroup {
+                    preferred,
+                    state: *state,
+                    ..group(0, &[])
+                })
+            })
+            .filter(|group| group.preference().is_some())
+            .collect();
+        groups.sort_by_key(PortGroup::preference);
+        let order: Vec<_> = groups.iter().map(|g| (g.state, g.preferred)).collect();
+        assert_eq!(
+            order[..2],
+            [
+                (AccessState::ActiveOptimized, true),
+                (AccessState::ActiveOptimized, false)
+            ]
+        );
+        assert_eq!(order.len(), 6);
+        assert_eq!(
+            order[4..],
+            [
+                (AccessState::ActiveNonOptimized, true),
+                (AccessState::ActiveNonOptimized, false)
+            ]
+        );
     }
 
     #[test]

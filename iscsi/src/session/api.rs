@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::pdu::{Residual, TaskAttribute};
+use crate::scsi::Sense;
 use crate::types::Lun;
 
 /// A SCSI command to be carried to the target.
@@ -254,6 +255,19 @@ pub enum AsyncEvent {
         /// The three parameters.
         parameters: [u16; 3],
     },
+}
+
+impl AsyncEvent {
+    /// The LUN and the parsed sense of a SCSI event: to be treated like a unit attention of that LUN (RFC 7143
+    /// 11.9.1, event 0), whatever its sense key says. `None` for other events, and for sense data that
+    /// cannot be understood.
+    #[must_use]
+    pub fn unit_attention(&self) -> Option<(Lun, Sense)> {
+        match self {
+            Self::Scsi { lun, sense } => Some((*lun, Sense::parse(sense).ok()?)),
+            Self::TaskTermination { .. } | Self::Other { .. } => None,
+        }
+    }
 }
 
 /// Who wants a logout.

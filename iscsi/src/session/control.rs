@@ -1,64 +1,16 @@
-//! What the user and the clock want besides commands: aborts, task management, pings, text, logout.
+//! What the user and the clock want besides commands: pings, text, logout, deadlines.
 
 use std::time::Instant;
 
-use super::api::{AbortCause, CloseReason, LogoutCause, Scope, TaskManagement, TaskOutcome};
+use super::api::{AbortCause, CloseReason, LogoutCause};
 use super::connection::{Control, Phase};
 use super::table::{Entry, ManagementRequest};
+use super::task::Task;
 use super::{Session, after};
 use crate::error::{Error, Misbehaviour, Misuse, Waiting};
-use crate::types::{Itt, Lun, Ttt};
+use crate::types::{Lun, Ttt};
 
 impl Session {
-    /// Aborts a command. One that was not sent ends at once; for a running one ABORT TASK is sent and
-    /// [`super::Event::TaskDone`] tells how it ended: with its own answer, should that come first.
-    ///
-    /// Looks through all commands, so it is for rare use.
-    ///
-    /// # Errors
-    /// If there is no such command, or the session is past the point where an abort can be sent.
-    pub fn abort(&mut self, tag: u64) -> Result<(), Misuse> {
-        if matches!(
-            self.connection.phase,
-            Phase::InLogout { .. } | Phase::Closed
-        ) {
-            return Err(Misuse::Closed);
-        }
-        let found = self.table.iter().find_map(|(itt, entry)| match entry {
-            Entry::Scsi(task) if task.command.tag == tag => Some((itt, task.sent.is_some())),
-            _ => None,
-        });
-        let Some((itt, sent)) = found else {
-            return Err(Misuse::Command(
-                format!("no command with tag {tag} is queued or running").into(),
-            ));
-        };
-        self.end_early(itt, sent, AbortCause::Requested);
-        Ok(())
-    }
-
-    /// Sends a task management request; the answer comes as [`super::Event::TaskManagementDone`] with
-    /// `tag`. Success ends this session's tasks that it reaches.
-    ///
-    /// # Errors
-    /// If the session is logging out or over, or too many requests wait.
-    pub fn task_management(
-        &mut self,
-        tag: u64,
-        function: TaskManagement,
-        lun: Lun,
-    ) -> Result<(), Misuse> {
-        self.must_be_logged_in()?;
-        let limit = self.options.control_queue_max;
-        if self.connection.management.len() >= limit.max(self.running) {
-            return Err(Misuse::QueueFull { limit });
-        }
-        self.connection
-            .management
-            .push_back(ManagementRequest::User { tag, function, lun });
-        Ok(())
-    }
-
     /// Pings the target unless a ping is under way; the answer comes as [`super::Event::Pong`].
     ///
     /// # Errors
@@ -127,8 +79,10 @@ impl Session {
         if self.connection.phase == Phase::Closed {
             return;
         }
-        if self.deadline_floor.is_some_and(|floor| floor <= now) {
-            self.check_deadlines(now);
+        if self.deadline_floor.is_some_and(|floor| floor <= now)
+            && let Err(error) = self.check_deadlines(now)
+        {
+            self.fail(error);
         }
         match self.connection.phase {
             Phase::Draining { cause, until } if until <= now => self.queue_logout(now, cause),
@@ -151,18 +105,19 @@ impl Session {
     }
 
     /// Looks at every deadline, and finds the next.
-    fn check_deadlines(&mut self, now: Instant) {
-        let in_logout = matches!(self.connection.phase, Phase::InLogout { .. });
+    fn check_deadlines(&mut self, now: Instant) -> Result<(), Error> {
+        self.deadline_floor = None;
+        if matches!(self.connection.phase, Phase::InLogout { .. }) {
+            // Nothing can be asked any more; the deadline of the logout counts.
+            return Ok(());
+        }
         let mut next: Option<Instant> = None;
         let mut overdue = Vec::new();
         let mut late = None;
         for (itt, entry) in self.table.iter() {
             let due = match entry {
-                // Once it is being aborted, or we leave, other deadlines count.
-                Entry::Scsi(task) if task.abort.is_some() || task.refused.is_some() => None,
-                Entry::Scsi(_) if in_logout => None,
-                Entry::Scsi(task) => task.command.deadline,
-                Entry::TaskManagement(pending) => Some(pending.until),
+                Entry::Scsi(task) => task.due(),
+                Entry::TaskManagement(pending) => pending.until,
                 Entry::Text { until, .. } => Some(*until),
                 Entry::Ping { .. } | Entry::Logout => None,
             };
@@ -172,98 +127,45 @@ impl Session {
                 continue;
             }
             match entry {
-                Entry::Scsi(task) => overdue.push((itt, task.sent.is_some())),
-                Entry::TaskManagement(_) => late = Some(Waiting::TaskManagement),
+                Entry::Scsi(task) => {
+                    // In the order of the wire; what was not sent comes last.
+                    let order = task.sent.map_or(u64::MAX, |sent| sent.order);
+                    overdue.push((order, itt, task.abort_until.is_some()));
+                }
+                Entry::TaskManagement(pending) => {
+                    late = Some(match pending.request {
+                        ManagementRequest::Reset { lun } => Waiting::LogicalUnitReset(lun),
+                        _ => Waiting::TaskManagement,
+                    });
+                }
                 Entry::Text { .. } => late = Some(Waiting::Text),
                 Entry::Ping { .. } | Entry::Logout => {}
             }
         }
         self.deadline_floor = next;
-        for (itt, sent) in overdue {
-            self.counters.overdue += 1;
-            self.end_early(itt, sent, AbortCause::Deadline);
-        }
         if let Some(waiting) = late {
-            self.fail(Error::TimedOut(waiting));
+            return Err(Error::TimedOut(waiting));
         }
+        overdue.sort_by_key(|(order, ..)| *order);
+        for (_, itt, aborting) in overdue {
+            if aborting {
+                // One that failed takes those with it that wait for the same unit.
+                let still = |task: &mut Task| task.abort_until.is_some_and(|until| until <= now);
+                if self.table.task_mut(itt).is_some_and(still) {
+                    self.on_abort_failed(now, itt, Error::TimedOut(Waiting::Abort(itt)))?;
+                }
+            } else {
+                self.counters.overdue += 1;
+                self.end_early(now, itt, AbortCause::Deadline);
+            }
+        }
+        Ok(())
     }
 
-    fn must_be_logged_in(&self) -> Result<(), Misuse> {
+    pub(super) fn must_be_logged_in(&self) -> Result<(), Misuse> {
         match self.connection.phase {
             Phase::LoggedIn => Ok(()),
             Phase::Draining { .. } | Phase::InLogout { .. } | Phase::Closed => Err(Misuse::Closed),
-        }
-    }
-
-    fn end_early(&mut self, itt: Itt, sent: bool, cause: AbortCause) {
-        if !sent {
-            // Bounded by the queue, and rare.
-            self.queue.retain(|queued| *queued != itt);
-            self.urgent.retain(|queued| *queued != itt);
-            self.finish_task(itt, TaskOutcome::Aborted { cause, sent });
-            return;
-        }
-        let Some(task) = self.table.task_mut(itt) else {
-            return;
-        };
-        if task.abort.is_none() {
-            let abort_queued = task.refused.is_some();
-            task.abort = Some(cause);
-            if !abort_queued {
-                self.queue_abort(itt);
-            }
-        }
-    }
-
-    /// Asks for ABORT TASK; its answer ends the task.
-    pub(super) fn queue_abort(&mut self, itt: Itt) {
-        self.connection
-            .management
-            .push_back(ManagementRequest::Abort { task: itt });
-    }
-
-    /// ABORT TASK succeeded.
-    pub(super) fn finish_aborted(&mut self, itt: Itt) {
-        let Some(task) = self.table.task_mut(itt) else {
-            return;
-        };
-        let outcome = match (task.refused, task.abort) {
-            (Some(reason), _) => TaskOutcome::Rejected { reason },
-            (None, cause) => TaskOutcome::Aborted {
-                cause: cause.unwrap_or(AbortCause::Requested),
-                sent: true,
-            },
-        };
-        self.finish_task(itt, outcome);
-    }
-
-    /// A task management function succeeded: what it reaches is over, and gets no answer of its own
-    /// (RFC 7143 4.2.3). That is what was sent before the request.
-    pub(super) fn finish_reached(
-        &mut self,
-        function: TaskManagement,
-        scope: Scope,
-        lun: Lun,
-        send_order: u64,
-    ) {
-        let mut reached: Vec<(u64, Itt)> = self
-            .table
-            .iter()
-            .filter_map(|(itt, entry)| match entry {
-                Entry::Scsi(task) if scope == Scope::Target || task.command.lun == lun => task
-                    .sent
-                    .filter(|sent| sent.order < send_order)
-                    .map(|sent| (sent.order, itt)),
-                _ => None,
-            })
-            .collect();
-        reached.sort_unstable_by_key(|(order, _)| *order);
-        for (_, itt) in reached {
-            let outcome = TaskOutcome::Aborted {
-                cause: AbortCause::TaskManagement(function),
-                sent: true,
-            };
-            self.finish_task(itt, outcome);
         }
     }
 
@@ -280,7 +182,8 @@ impl Session {
     }
 
     /// When the next ping is due, or when the one under way has waited too long. Any byte received
-    /// since counts as life.
+    /// since counts as life. A command window that stays closed is asked about however much is received:
+    /// the NOP-In that opens it may have been forgotten (RFC 7143 4.2.2.1).
     pub(super) fn ping_due(&self) -> Option<Instant> {
         let interval = self.options.ping_interval?;
         if self.discovery
@@ -295,7 +198,10 @@ impl Session {
         let last = self.connection.last_received;
         Some(match self.connection.ping {
             Some((_, sent_at)) => after(sent_at.max(last), self.options.ping_timeout),
-            None => after(last, interval),
+            None => {
+                let since = self.closed_since.map_or(last, |closed| closed.min(last));
+                after(since, interval)
+            }
         })
     }
 
@@ -307,6 +213,9 @@ impl Session {
             return;
         };
         self.connection.ping = Some((itt, now));
+        if let Some(closed_since) = &mut self.closed_since {
+            *closed_since = now;
+        }
         self.connection.control.push_back(Control::Ping { itt });
     }
 
@@ -316,7 +225,7 @@ impl Session {
             return;
         };
         let waits = cause == LogoutCause::User && self.queued() > 0;
-        if self.running == 0 && !waits && self.connection.text.is_none() {
+        if self.running == self.put_back && !waits && self.connection.text.is_none() {
             self.queue_logout(now, cause);
         }
     }

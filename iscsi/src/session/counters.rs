@@ -27,6 +27,10 @@ pub struct Counters {
     pub overdue: u64,
     /// ABORT TASK requests sent.
     pub aborts: u64,
+    /// ABORT TASK requests that were refused or not answered in time.
+    pub failed_aborts: u64,
+    /// LOGICAL UNIT RESET requests sent because an abort failed.
+    pub logical_unit_resets: u64,
     /// Rejects received.
     pub rejects: u64,
     /// Asynchronous messages received.

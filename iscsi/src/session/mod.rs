@@ -14,7 +14,7 @@
 //! Error recovery level 0 with one connection: whatever breaks the numbering or the format ends the
 //! session with [`Event::Closed`], and [`Session::take_unfinished`] hands back the commands without an
 //! outcome, in order. Not implemented, because no target in use negotiates them: SNACK and TASK
-//! REASSIGN (levels 1 and 2), further connections (MC/S), FastAbort, bidirectional commands and CDBs
+//! REASSIGN (levels 1 and 2), further connections (MC/S), negotiated FastAbort, bidirectional commands and CDBs
 //! longer than 16 bytes.
 
 mod api;
@@ -23,6 +23,7 @@ mod control;
 mod counters;
 mod depth;
 mod gather;
+mod management;
 mod options;
 mod receive;
 mod recovery;
@@ -92,7 +93,15 @@ pub struct Session {
     events: VecDeque<Event>,
     /// Events in the queue that are not task ends.
     other_events: usize,
-    window_was_closed: bool,
+    /// Commands wait for the window since then, or since it was last asked about.
+    closed_since: Option<Instant>,
+    /// Tasks that are handed back when the session is over; they count as running.
+    put_back: usize,
+    /// Bytes built for the connection so far, and where the present send queue begins in them.
+    emitted_bytes: u64,
+    emit_base: u64,
+    /// Of these, the last ones that never reached the socket; known when it is gone.
+    unwritten_bytes: u64,
 }
 
 impl Session {
@@ -152,7 +161,11 @@ impl Session {
             deadline_floor: None,
             events: VecDeque::new(),
             other_events: 0,
-            window_was_closed: false,
+            closed_since: None,
+            put_back: 0,
+            emitted_bytes: 0,
+            emit_base: 0,
+            unwritten_bytes: 0,
             counters: Counters::default(),
             discovery: *kind == SessionKind::Discovery,
             login,

@@ -6,12 +6,30 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Silence after which the target is pinged; `None`: never. Any received byte counts as life, so
-    /// a busy link is never pinged. Default 5 s, as other initiators do.
+    /// a busy link is never pinged; a command window that stays closed for as long is pinged too, for
+    /// the answer shows whether it has opened. Default 2 s: together with `ping_timeout` a stalled link is
+    /// found within 7 s, less than one and a half times the latter.
     pub ping_interval: Option<Duration>,
-    /// Silence after a ping that means the connection is dead. Default 5 s; slow targets need more.
+    /// Silence after a ping that means the connection is dead. Default 5 s, as other initiators do; slow
+    /// targets need more.
     pub ping_timeout: Duration,
-    /// Time for the target to answer a task management request; then the session ends. Default 15 s:
-    /// the target may have to wait for its medium.
+    /// Time for ABORT TASK, counted from when the command was to end; then the LUN is reset or, without
+    /// `lun_reset`, the session ends. Default 15 s: the target may have to wait for its medium.
+    pub abort_timeout: Duration,
+    /// Whether a LUN is reset (LOGICAL UNIT RESET) when ABORT TASK does not help, before the session is
+    /// given up. Default on: a volume belongs to one node at a time, and a reset frees commands that are
+    /// stuck inside the target, which a new login only leaves behind. Switch it off for LUNs that other
+    /// nodes or other paths use at the same time: a reset ends their commands too, without an answer.
+    pub lun_reset: bool,
+    /// Time for LOGICAL UNIT RESET; then the session ends. Default 30 s: the unit has all its commands to
+    /// end, and may have to start its medium.
+    pub logical_unit_reset_timeout: Duration,
+    /// Whether Data-Out of a command stops as soon as its abort, or a function that reaches it, is asked for.
+    /// Default off: RFC 7143 4.2.3.2 wants R2Ts to be answered until the function is. Some targets answer
+    /// sooner without.
+    pub fast_abort: bool,
+    /// Time for the target to answer a task management function that the user asked for; then the session
+    /// ends. Default 15 s, as for `abort_timeout`.
     pub task_management_timeout: Duration,
     /// Time for a whole text exchange such as SendTargets. Default 15 s.
     pub text_timeout: Duration,
@@ -46,8 +64,12 @@ pub struct SessionOptions {
 impl Default for SessionOptions {
     fn default() -> Self {
         Self {
-            ping_interval: Some(Duration::from_secs(5)),
+            ping_interval: Some(Duration::from_secs(2)),
             ping_timeout: Duration::from_secs(5),
+            abort_timeout: Duration::from_secs(15),
+            lun_reset: true,
+            logical_unit_reset_timeout: Duration::from_secs(30),
+            fast_abort: false,
             task_management_timeout: Duration::from_secs(15),
             text_timeout: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(15),

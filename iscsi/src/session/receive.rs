@@ -8,17 +8,14 @@ use bytes::Bytes;
 use super::Session;
 use super::api::{AsyncEvent, CloseReason, Event, LogoutCause, TaskManagementOutcome, TaskOutcome};
 use super::connection::{Control, Phase, StatSnCheck};
-use super::table::{Entry, ManagementRequest, PendingTaskManagement};
+use super::table::Entry;
 use crate::error::{Error, Misbehaviour, RejectReason};
 use crate::pdu::{
     AsyncMessage, DataIn, LogoutResponse, NopIn, Opcode, Pdu, R2t, Reject, ScsiResponse,
-    TaskManagementResponse, TextResponse,
+    TextResponse,
 };
+use crate::scsi::{Code, Sense};
 use crate::types::{Itt, StatSn, TargetSn};
-
-/// TMF response: the task is not there (any more) (RFC 7143 11.6.1).
-const TASK_DOES_NOT_EXIST: u8 = 1;
-const FUNCTION_COMPLETE: u8 = 0;
 
 impl Session {
     /// Takes in what was received: parses every whole PDU in `input` and acts on it. To be called
@@ -66,11 +63,11 @@ impl Session {
             Pdu::ScsiResponse(pdu) => self.on_scsi_response(&pdu),
             Pdu::R2t(pdu) => self.on_r2t(&pdu),
             Pdu::NopIn(pdu) => self.on_nop_in(now, &pdu),
-            Pdu::TaskManagementResponse(pdu) => self.on_task_management_response(&pdu),
+            Pdu::TaskManagementResponse(pdu) => self.on_task_management_response(now, &pdu),
             Pdu::TextResponse(pdu) => self.on_text_response(&pdu),
             Pdu::LogoutResponse(pdu) => self.on_logout_response(&pdu),
             Pdu::AsyncMessage(pdu) => self.on_async_message(now, &pdu),
-            Pdu::Reject(pdu) => self.on_reject(&pdu),
+            Pdu::Reject(pdu) => self.on_reject(now, &pdu),
             Pdu::LoginResponse(_) => Err(unexpected(Opcode::LoginResponse)),
             Pdu::NopOut(_) => Err(unexpected(Opcode::NopOut)),
             Pdu::ScsiCommand(_) => Err(unexpected(Opcode::ScsiCommand)),
@@ -101,7 +98,7 @@ impl Session {
     ///
     /// An old StatSN is a duplicate, and ignored; but if it claims to answer something that is still
     /// open, ignoring it would leave that open for ever, so the sequence is broken.
-    fn take_numbers(&mut self, sn: &TargetSn, itt: Itt) -> Result<bool, Error> {
+    pub(super) fn take_numbers(&mut self, sn: &TargetSn, itt: Itt) -> Result<bool, Error> {
         self.take_window(sn)?;
         match self.connection.take_stat_sn(sn.stat_sn)? {
             StatSnCheck::Next => Ok(true),
@@ -129,7 +126,7 @@ impl Session {
         let task = self
             .table
             .task_mut(itt)
-            .filter(|task| task.sent.is_some())
+            .filter(|task| task.is_with_target())
             .ok_or_else(|| unknown(Opcode::DataIn, itt))?;
         if let Some(outcome) = task.on_data_in(itt, pdu)? {
             self.answered(itt, outcome);
@@ -145,14 +142,29 @@ impl Session {
         let task = self
             .table
             .task_mut(itt)
-            .filter(|task| task.sent.is_some())
+            .filter(|task| task.is_with_target())
             .ok_or_else(|| unknown(Opcode::ScsiResponse, itt))?;
         if pdu.response == 0 && !task.data_sn_agrees(pdu.exp_data_sn) {
             self.counters.data_sn_mismatches += 1;
         }
         let outcome = task.on_response(pdu);
+        if self.is_asked_to_leave() && says_no_such_unit(&outcome) {
+            // Some targets fail commands so between the request and the logout: of the path, not the LUN.
+            self.put_back(itt, RejectReason::WAITING_FOR_LOGOUT.0);
+            return Ok(());
+        }
         self.answered(itt, outcome);
         Ok(())
+    }
+
+    fn is_asked_to_leave(&self) -> bool {
+        matches!(
+            self.connection.phase,
+            Phase::Draining {
+                cause: LogoutCause::Target,
+                ..
+            }
+        )
     }
 
     fn answered(&mut self, itt: Itt, outcome: TaskOutcome) {
@@ -171,7 +183,7 @@ impl Session {
         let task = self
             .table
             .task_mut(itt)
-            .filter(|task| task.sent.is_some())
+            .filter(|task| task.is_with_target())
             .ok_or_else(|| unknown(Opcode::R2t, itt))?;
         task.on_r2t(itt, pdu, limits)?;
         if !task.in_data_queue {
@@ -222,66 +234,6 @@ impl Session {
         if self.connection.ping.is_some_and(|(ping, _)| ping == itt) {
             self.connection.ping = None;
         }
-    }
-
-    fn on_task_management_response(&mut self, pdu: &TaskManagementResponse) -> Result<(), Error> {
-        if !self.take_numbers(&pdu.sn, pdu.itt)? {
-            return Ok(());
-        }
-        let Some(Entry::TaskManagement(pending)) = self.table.get(pdu.itt) else {
-            return Err(unknown(Opcode::TaskManagementResponse, pdu.itt));
-        };
-        let pending = *pending;
-        self.table.remove(pdu.itt);
-        self.connection.management_in_flight -= 1;
-        self.on_task_management_outcome(pending, TaskManagementOutcome::Response(pdu.response))
-    }
-
-    /// A task management request has its answer, or was refused.
-    fn on_task_management_outcome(
-        &mut self,
-        pending: PendingTaskManagement,
-        outcome: TaskManagementOutcome,
-    ) -> Result<(), Error> {
-        match pending.request {
-            ManagementRequest::Abort { task: itt } => {
-                let over = matches!(
-                    outcome,
-                    TaskManagementOutcome::Response(FUNCTION_COMPLETE | TASK_DOES_NOT_EXIST)
-                );
-                if self.table.task_mut(itt).is_none() {
-                    // Its own answer came first; that is what counts.
-                    return Ok(());
-                }
-                if !over {
-                    // Nothing milder is left that does not hurt others: the session has to go.
-                    return Err(match outcome {
-                        TaskManagementOutcome::Response(code) => {
-                            Error::TargetMisbehaved(Misbehaviour::Exchange(
-                                format!("ABORT TASK was answered with response {code}").into(),
-                            ))
-                        }
-                        TaskManagementOutcome::Rejected(reason) => {
-                            Error::Rejected(RejectReason(reason))
-                        }
-                    });
-                }
-                self.finish_aborted(itt);
-            }
-            ManagementRequest::User { tag, function, lun } => {
-                if outcome.is_complete()
-                    && let Some(scope) = function.ends_tasks()
-                {
-                    self.finish_reached(function, scope, lun, pending.send_order);
-                }
-                self.push_event(Event::TaskManagementDone {
-                    tag,
-                    function,
-                    outcome,
-                });
-            }
-        }
-        Ok(())
     }
 
     fn on_text_response(&mut self, pdu: &TextResponse) -> Result<(), Error> {
@@ -400,7 +352,7 @@ impl Session {
     }
 
     /// RFC 7143 11.17: the header of the refused PDU says what becomes of it.
-    fn on_reject(&mut self, pdu: &Reject) -> Result<(), Error> {
+    fn on_reject(&mut self, now: Instant, pdu: &Reject) -> Result<(), Error> {
         if !self.take_numbers(&pdu.sn, Itt::NONE)? {
             return Ok(());
         }
@@ -416,25 +368,19 @@ impl Session {
         };
         let itt = header.itt();
         match (header.opcode(), self.table.get_mut(itt)) {
-            (Some(Opcode::ScsiCommand), Some(Entry::Scsi(task))) if task.sent.is_some() => {
-                // It was not executed and no response follows. Its CmdSN is missing at the target;
-                // ABORT TASK fills the hole (RFC 7143 11.17.1).
+            (Some(Opcode::ScsiCommand), Some(Entry::Scsi(task))) if task.is_with_target() => {
                 if task.refused.is_none() {
-                    task.refused = Some(pdu.reason);
-                    let _ = task;
-                    self.queue_abort(itt);
+                    let immediate = task.command.immediate;
+                    self.on_refused_command(now, itt, RejectReason(pdu.reason), immediate)?;
                 }
                 return Ok(());
             }
             (Some(Opcode::NopOut), Some(Entry::Ping { .. })) => self.end_ping(itt),
-            (Some(Opcode::TaskManagementRequest), Some(Entry::TaskManagement(pending))) => {
-                let pending = *pending;
-                self.table.remove(itt);
-                self.connection.management_in_flight -= 1;
-                return self.on_task_management_outcome(
-                    pending,
-                    TaskManagementOutcome::Rejected(pdu.reason),
-                );
+            (Some(Opcode::TaskManagementRequest), Some(Entry::TaskManagement(_))) => {
+                let outcome = TaskManagementOutcome::Rejected(pdu.reason);
+                return self
+                    .on_task_management_outcome(now, itt, outcome)
+                    .unwrap_or(Ok(()));
             }
             (Some(Opcode::TextRequest), Some(Entry::Text { .. })) => {
                 self.end_text(itt, Err(pdu.reason));
@@ -453,6 +399,49 @@ impl Session {
         });
         Ok(())
     }
+
+    /// A refused command was not executed, and no response follows (RFC 7143 11.17.1).
+    fn on_refused_command(
+        &mut self,
+        now: Instant,
+        itt: Itt,
+        reason: RejectReason,
+        immediate: bool,
+    ) -> Result<(), Error> {
+        match reason {
+            // The tag is one of a task that the target still has and we have not: the two sides
+            // disagree about what there is, and an abort would hit the other task.
+            RejectReason::TASK_IN_PROGRESS => return Err(Error::Rejected(reason)),
+            RejectReason::WAITING_FOR_LOGOUT => {
+                self.put_back(itt, reason.0);
+                if self.connection.phase == Phase::LoggedIn {
+                    // The request itself was never seen; it is clear enough all the same.
+                    let within = self.options.logout_timeout.as_secs();
+                    let within_s = u16::try_from(within).unwrap_or(u16::MAX);
+                    self.on_logout_wish(now, LogoutCause::Target, within_s);
+                }
+            }
+            // It has no number of its own that could be missing.
+            _ if immediate => self.finish_task(itt, TaskOutcome::Rejected { reason: reason.0 }),
+            // Its CmdSN is missing at the target; ABORT TASK fills the hole.
+            _ => {
+                if let Some(task) = self.table.task_mut(itt) {
+                    task.refused = Some(reason.0);
+                    task.silence();
+                    if task.abort.is_none() {
+                        self.queue_abort(now, itt);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether this is CHECK CONDITION, LOGICAL UNIT NOT SUPPORTED (5/25/00).
+fn says_no_such_unit(outcome: &TaskOutcome) -> bool {
+    matches!(outcome, TaskOutcome::Completed { status: 0x02, sense, .. }
+        if Sense::parse(sense).is_ok_and(|sense| sense.code == Code::LU_NOT_SUPPORTED && !sense.deferred))
 }
 
 fn stat_sn_gap(expected: StatSn, got: StatSn) -> Error {

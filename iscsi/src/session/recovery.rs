@@ -1,8 +1,17 @@
 //! What is left of a session that ended: the commands without an outcome.
+//!
+//! This is error recovery level 0 (RFC 7143 7.1.1): the session ends, and its user logs in again with the
+//! same ISID and TSIH 0, after which nothing of the old session is alive on the target (6.3.5). Then it
+//! sends again what [`Unfinished::sent`] says was sent, in this order, and may send the rest at any time.
+//!
+//! Higher levels would begin here: level 1 in `receive`, where a gap in StatSN or DataSN fails the session
+//! and would ask by SNACK instead; level 2 in [`Session::take_unfinished`], whose tasks know their
+//! connection ([`super::task::Sent`]) and could be reassigned instead of handed back.
 
 use super::Session;
 use super::api::Command;
 use super::table::Entry;
+use super::task::Sent;
 use crate::types::CmdSn;
 
 /// A command without an outcome.
@@ -10,8 +19,9 @@ use crate::types::CmdSn;
 pub struct Unfinished {
     /// The command, with its data.
     pub command: Command,
-    /// Whether it may have been executed, wholly or in part: it was put on the wire and nothing says
-    /// that it was refused. Then it must not be sent again before the old session is gone on the target.
+    /// Whether it may have been executed, wholly or in part: all of its command PDU was given to the socket,
+    /// and nothing says that it was refused. Then it must not be sent again before the old session is gone
+    /// on the target. An abort without an answer changes nothing about that.
     pub sent: bool,
     /// Whether the target told that it received it.
     pub acknowledged: bool,
@@ -41,11 +51,13 @@ impl Session {
         let mut unfinished = Vec::new();
         for itt in tags {
             if let Some(Entry::Scsi(task)) = self.table.remove(itt) {
+                let acknowledged = task.sent.is_some_and(|sent| {
+                    !task.command.immediate && self.window.is_acknowledged(sent.cmd_sn)
+                });
+                let left = task.sent.is_some_and(|sent| self.has_left(sent));
                 unfinished.push(Unfinished {
-                    sent: task.sent.is_some() && task.refused.is_none(),
-                    acknowledged: task.sent.is_some_and(|sent| {
-                        !task.command.immediate && self.window.is_acknowledged(sent.cmd_sn)
-                    }),
+                    sent: (left || acknowledged) && task.refused.is_none(),
+                    acknowledged,
                     cmd_sn: task.sent.map(|sent| sent.cmd_sn),
                     command: task.command,
                 });
@@ -54,8 +66,23 @@ impl Session {
         self.data_queue.clear();
         self.unsolicited = None;
         self.running = 0;
+        self.put_back = 0;
         self.task_bytes = 0;
         unfinished
+    }
+
+    /// Tells that the last `bytes` of what [`Session::poll_transmit`] built were never given to the socket, and
+    /// never will be; ends the session if it has not ended. To be called before
+    /// [`Session::take_unfinished`]: a command PDU that did not leave as a whole cannot be executed. Without
+    /// this call everything that was built counts as sent.
+    pub fn discard_unwritten(&mut self, bytes: usize) {
+        self.handle_lost(std::io::ErrorKind::ConnectionAborted);
+        self.unwritten_bytes += bytes as u64;
+    }
+
+    /// Whether all of a command PDU was given to the socket.
+    fn has_left(&self, sent: Sent) -> bool {
+        sent.end_byte <= self.emitted_bytes.saturating_sub(self.unwritten_bytes)
     }
 
     /// [`Session::take_unfinished`] for the last use of a session.

@@ -32,7 +32,11 @@ pub(super) struct PendingTaskManagement {
     pub(super) request: ManagementRequest,
     /// Tasks sent before this count are reached by the request.
     pub(super) send_order: u64,
-    pub(super) until: Instant,
+    /// When it must have been answered. ABORT TASK has none of its own: its task has.
+    pub(super) until: Option<Instant>,
+    /// Whether it counts among the requests in flight: not a reset of ours, nor an abort that was
+    /// given up and may still be answered.
+    pub(super) counted: bool,
 }
 
 /// A task management request, sent or not.
@@ -40,6 +44,8 @@ pub(super) struct PendingTaskManagement {
 pub(super) enum ManagementRequest {
     /// ABORT TASK for a live task.
     Abort { task: Itt },
+    /// LOGICAL UNIT RESET because an abort failed.
+    Reset { lun: Lun },
     /// What the user asked for.
     User {
         tag: u64,

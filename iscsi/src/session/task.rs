@@ -1,5 +1,7 @@
 //! One SCSI task: what was moved so far, and whether the next PDU fits (RFC 7143 4.2.5, 11.7, 11.8).
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -57,6 +59,8 @@ pub(super) struct Sent {
     pub(super) cmd_sn: CmdSn,
     /// Counts sent tasks; orders those that share a CmdSN.
     pub(super) order: u64,
+    /// Where the command PDU ends in the stream of all bytes built for this connection.
+    pub(super) end_byte: u64,
 }
 
 /// A task, from submission to its outcome.
@@ -66,12 +70,20 @@ pub(super) struct Task {
     pub(super) expected_bytes: u32,
     /// `None` while it waits in the queue.
     pub(super) sent: Option<Sent>,
-    /// Set when ABORT TASK was asked for.
+    /// Set when its early end was asked for.
     pub(super) abort: Option<AbortCause>,
+    /// When ABORT TASK must have been answered; `None` when none was asked for or it has failed.
+    pub(super) abort_until: Option<Instant>,
+    /// ABORT TASK failed: the reset of its LUN is to end it.
+    pub(super) escalated: bool,
     /// Reason of a Reject for the command PDU: it was not executed.
     pub(super) refused: Option<u8>,
+    /// The target does not want it in this session any more: it is handed back when that is over.
+    pub(super) put_back: bool,
     /// Whether it is in the queue of tasks with data to send.
     pub(super) in_data_queue: bool,
+    /// No more data is sent for it.
+    silent: bool,
     received: Gather,
     next_data_sn: u32,
     /// Bytes that were put on the wire.
@@ -89,8 +101,12 @@ impl Task {
             expected_bytes,
             sent: None,
             abort: None,
+            abort_until: None,
+            escalated: false,
             refused: None,
+            put_back: false,
             in_data_queue: false,
+            silent: false,
             received: Gather::default(),
             next_data_sn: 0,
             emitted: 0,
@@ -98,6 +114,11 @@ impl Task {
             next_r2t_sn: 0,
             bursts: SmallVec::new(),
         }
+    }
+
+    /// Whether the target may still send something for it.
+    pub(super) fn is_with_target(&self) -> bool {
+        self.sent.is_some() && !self.put_back
     }
 
     pub(super) fn is_read(&self) -> bool {
@@ -135,6 +156,12 @@ impl Task {
     /// Whether the unsolicited burst is not all sent.
     pub(super) fn has_unsolicited_data(&self) -> bool {
         self.bursts.first().is_some_and(|burst| burst.ttt.is_none())
+    }
+
+    /// Sends no more data, and leaves further R2Ts unanswered.
+    pub(super) fn silence(&mut self) {
+        self.silent = true;
+        self.bursts.clear();
     }
 
     /// The next Data-Out, at most `max_bytes` long.
@@ -244,6 +271,9 @@ impl Task {
         }
         self.next_r2t_sn = self.next_r2t_sn.wrapping_add(1);
         self.granted += pdu.desired_len_bytes;
+        if self.silent {
+            return Ok(());
+        }
         self.bursts.push(Burst {
             ttt: pdu.ttt,
             lun: pdu.lun,

@@ -6,17 +6,14 @@ use berth_iobuf::{Payload, SendQueue};
 use bytes::Bytes;
 
 use super::Session;
-use super::api::{TaskManagement, Transfer};
+use super::api::Transfer;
 use super::connection::{Control, Phase};
-use super::table::{Entry, ManagementRequest, PendingTaskManagement};
 use super::task::Sent;
-use crate::pdu::{DataOut, LogoutRequest, NopOut, ScsiCommand, TaskManagementRequest, TextRequest};
+use crate::pdu::{DataOut, LogoutRequest, NopOut, ScsiCommand, TextRequest};
 use crate::types::{CmdSn, Itt, Lun, Ttt};
 
 /// Room for control PDUs beyond the bound on unsent bytes.
 const CONTROL_SLACK_BYTES: usize = 16 * 1024;
-/// ABORT TASK (RFC 7143 11.5.1).
-const ABORT_TASK: u8 = 1;
 /// Logout reason: close the session (RFC 7143 11.14.1).
 const CLOSE_SESSION: u8 = 0;
 
@@ -29,16 +26,24 @@ impl Session {
         if self.connection.phase == Phase::Closed {
             return;
         }
+        let before = out.len() as u64;
+        self.emit_base = self.emitted_bytes.wrapping_sub(before);
         self.start_logout_when_drained(now);
         self.start_task_management(now);
         self.send_control(out);
-        while out.len() < self.options.transmit_queue_bytes {
+        // Nothing follows a Logout on its connection (RFC 7143 11.14).
+        while out.len() < self.options.transmit_queue_bytes && !self.is_in_logout() {
             let data = self.send_solicited(out);
-            let command = self.send_unsolicited(out) || self.send_command(out);
+            let command = self.send_unsolicited(out) || self.send_command(now, out);
             if !data && !command {
                 break;
             }
         }
+        self.emitted_bytes = self.emit_base.wrapping_add(out.len() as u64);
+    }
+
+    fn is_in_logout(&self) -> bool {
+        matches!(self.connection.phase, Phase::InLogout { .. })
     }
 
     /// Sends commands only while logged in, and while draining for the user's own logout.
@@ -111,90 +116,8 @@ impl Session {
         }
     }
 
-    fn emit_task_management(&mut self, itt: Itt, out: &mut SendQueue) {
-        let Some(Entry::TaskManagement(pending)) = self.table.get_mut(itt) else {
-            return;
-        };
-        pending.send_order = self.sent_count;
-        let request = pending.request;
-        let cmd_sn = self.window.current();
-        let (function, lun, referenced_task, ref_cmd_sn) = match request {
-            ManagementRequest::Abort { task: aborted } => {
-                let Some(task) = self.table.task_mut(aborted) else {
-                    // It ended while the request waited; let the request end with it.
-                    self.table.remove(itt);
-                    self.connection.management_in_flight -= 1;
-                    return;
-                };
-                self.counters.aborts += 1;
-                let ref_cmd_sn = match task.sent {
-                    Some(sent) if !task.command.immediate => sent.cmd_sn,
-                    // RFC 7143 11.5.5: for an immediate task, the CmdSN of the request itself.
-                    _ => cmd_sn,
-                };
-                (ABORT_TASK, task.command.lun, aborted, ref_cmd_sn)
-            }
-            ManagementRequest::User { function, lun, .. } => {
-                let lun = match function {
-                    TaskManagement::TargetWarmReset => Lun::default(),
-                    _ => lun,
-                };
-                (function.code(), lun, Itt::NONE, CmdSn(0))
-            }
-        };
-        let pdu = TaskManagementRequest {
-            immediate: true,
-            function,
-            lun,
-            itt,
-            referenced_task,
-            cmd_sn,
-            exp_stat_sn: self.connection.exp_stat_sn,
-            ref_cmd_sn,
-            exp_data_sn: 0,
-        };
-        pdu.emit(out, self.connection.digests);
-    }
-
-    /// Moves waiting task management requests to the wire queue, a few at a time.
-    fn start_task_management(&mut self, now: Instant) {
-        if self.connection.management.is_empty()
-            || matches!(self.connection.phase, Phase::InLogout { .. })
-        {
-            return;
-        }
-        while self.connection.management_in_flight < self.options.task_management_in_flight_max {
-            let Some(request) = self.connection.management.pop_front() else {
-                return;
-            };
-            if let ManagementRequest::Abort { task } = request
-                && self.table.task_mut(task).is_none()
-            {
-                continue;
-            }
-            let until = super::after(now, self.options.task_management_timeout);
-            let pending = PendingTaskManagement {
-                request,
-                send_order: 0,
-                until,
-            };
-            let Some(itt) = self.table.insert(Entry::TaskManagement(pending)) else {
-                self.connection.management.push_front(request);
-                return;
-            };
-            self.connection.management_in_flight += 1;
-            self.connection
-                .control
-                .push_back(Control::TaskManagement { itt });
-            self.note_deadline(until);
-        }
-    }
-
     /// One Data-Out for the task whose turn it is.
     fn send_solicited(&mut self, out: &mut SendQueue) -> bool {
-        if matches!(self.connection.phase, Phase::InLogout { .. }) {
-            return false;
-        }
         while let Some(itt) = self.data_queue.pop_front() {
             if self.send_data_out(itt, out) {
                 let task = self.table.task_mut(itt);
@@ -252,7 +175,7 @@ impl Session {
     }
 
     /// The next command, if there is one and the window lets it.
-    fn send_command(&mut self, out: &mut SendQueue) -> bool {
+    fn send_command(&mut self, now: Instant, out: &mut SendQueue) -> bool {
         // The unsolicited data of one command precedes the next command.
         if self.unsolicited.is_some() || !self.may_send_commands() {
             return false;
@@ -260,15 +183,16 @@ impl Session {
         let itt = if let Some(itt) = self.urgent.pop_front() {
             itt
         } else if self.queue.is_empty() {
+            self.closed_since = None;
             return false;
         } else if self.window.is_open() {
-            self.window_was_closed = false;
+            self.closed_since = None;
             self.queue
                 .pop_front()
                 .expect("it was found not to be empty")
         } else {
-            if !self.window_was_closed {
-                self.window_was_closed = true;
+            if self.closed_since.is_none() {
+                self.closed_since = Some(now);
                 self.counters.window_closed += 1;
             }
             return false;
@@ -317,6 +241,7 @@ impl Session {
             cid: self.connection.cid,
             cmd_sn,
             order: self.sent_count,
+            end_byte: 0,
         };
         self.sent_count += 1;
         task.start(sent, immediate, unsolicited_end);
@@ -344,6 +269,10 @@ impl Session {
         self.counters.commands += 1;
         self.counters.written_bytes += u64::from(immediate);
         pdu.emit(out, self.connection.digests);
+        let end_byte = self.emit_base.wrapping_add(out.len() as u64);
+        if let Some(sent) = self.table.task_mut(itt).and_then(|task| task.sent.as_mut()) {
+            sent.end_byte = end_byte;
+        }
     }
 }
 

@@ -76,6 +76,11 @@ impl Window {
         Ok(())
     }
 
+    /// Whether the command with this CmdSN is the very one that the target waits for.
+    pub(super) fn waits_for(&self, cmd_sn: CmdSn) -> bool {
+        cmd_sn == self.expected
+    }
+
     /// Whether the target told that it received the command with this CmdSN.
     pub(super) fn is_acknowledged(&self, cmd_sn: CmdSn) -> bool {
         cmd_sn.is_before(self.expected)

@@ -168,7 +168,7 @@ fuzz_target!(|bytes: &[u8]| {
                 rig.now += Duration::from_secs((*argument).into());
                 rig.session.handle_timeout(rig.now);
             }
-            3 => drop(rig.session.abort((*argument).into())),
+            3 => drop(rig.session.abort(rig.now, (*argument).into())),
             _ => {
                 let Some((header, tail)) = rest.split_first_chunk::<BHS_LEN>() else {
                     break;

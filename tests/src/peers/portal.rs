@@ -1,14 +1,12 @@
 //! berth's own target role as a program, `portal`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use super::{Account, Peer, Spec};
-use crate::net::{Netns, Network};
 use crate::process::Process;
 use crate::programs;
 
@@ -19,9 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Portal {
     process: Process,
-    addresses: Vec<String>,
-    /// The namespace it is reached from, if only one.
-    node: Option<Arc<Netns>>,
+    address: String,
     spec: Spec,
     backing: PathBuf,
     // Last: the folder goes after the process.
@@ -42,68 +38,40 @@ impl Portal {
     /// # Errors
     /// As [`Portal::start`].
     pub fn start_with(spec: Spec, more: &[&str]) -> Result<Self> {
-        Self::start_at(spec, more, &["127.0.0.1:0".to_owned()], None)
-    }
-
-    /// The same at the far end of a network, with a portal on each link and a portal group for each portal.
-    ///
-    /// # Errors
-    /// As [`Portal::start`].
-    pub fn start_on(spec: Spec, network: &Network) -> Result<Self> {
-        let addresses: Vec<_> = network.links.iter().map(|link| link.portal()).collect();
-        Self::start_at(spec, &[], &addresses, Some(network))
-    }
-
-    fn start_at(
-        spec: Spec,
-        more: &[&str],
-        addresses: &[String],
-        network: Option<&Network>,
-    ) -> Result<Self> {
         let dir = TempDir::with_prefix("portal-")?;
         let backing = dir.path().join("lun");
-        let mut command = match network {
-            None => Vec::new(),
-            Some(network) => network.target.prefix()?,
-        };
-        command.push(programs::ours("portal")?.to_string_lossy().into_owned());
-        for address in addresses {
-            command.extend(["--listen".to_owned(), address.clone()]);
-        }
-        command.extend(["--target", TARGET, "--lun"].map(str::to_owned));
-        command.push(format!("file:{}:{}", backing.display(), spec.size_bytes));
+        let mut args: Vec<String> = ["--listen", "127.0.0.1:0", "--target", TARGET, "--lun"]
+            .map(str::to_owned)
+            .to_vec();
+        args.push(format!("file:{}:{}", backing.display(), spec.size_bytes));
         let accounts = [("chap", &spec.chap), ("mutual", &spec.mutual)];
         for (kind, account) in accounts {
             if let Some(account) = account {
-                command.extend(secret(kind, account, dir.path())?);
+                args.extend(secret(kind, account, dir.path())?);
             }
         }
         if spec.digests_required {
-            command.extend(
+            args.extend(
                 ["--header-digest", "require", "--data-digest", "require"].map(str::to_owned),
             );
         }
-        command.extend(more.iter().map(|&word| word.to_owned()));
+        args.extend(more.iter().map(|&word| word.to_owned()));
         let log = dir.path().join("log");
-        let program = Path::new(&command[0]);
-        let mut process = Process::start("portal", program, &command[1..], &[], &log)?;
-        let count = addresses.len();
-        let addresses = process.wait_ready("addresses", DEADLINE, || {
+        let mut process = Process::start("portal", &programs::ours("portal")?, &args, &[], &log)?;
+        let address = process.wait_ready("address", DEADLINE, || {
             let log = std::fs::read_to_string(&log).context("log")?;
             // Whole lines only: the program may be in the middle of one.
-            let lines = log
+            let line = log
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'));
-            let found: Vec<_> = lines
+            Ok(line
                 .filter_map(|line| line.trim_end().strip_prefix("listening on "))
                 .map(str::to_owned)
-                .collect();
-            Ok((found.len() == count).then_some(found))
+                .next())
         })?;
         Ok(Self {
             process,
-            addresses,
-            node: network.map(|network| Arc::clone(&network.node)),
+            address,
             spec,
             backing,
             _dir: dir,
@@ -137,10 +105,7 @@ fn secret(kind: &str, account: &Account, dir: &Path) -> Result<[String; 4]> {
 
 impl Peer for Portal {
     fn portal(&self) -> String {
-        self.addresses[0].clone()
-    }
-    fn portals(&self) -> Vec<String> {
-        self.addresses.clone()
+        self.address.clone()
     }
     fn target(&self) -> &str {
         TARGET
@@ -153,8 +118,5 @@ impl Peer for Portal {
     }
     fn backing(&self) -> Option<&Path> {
         Some(&self.backing)
-    }
-    fn netns(&self) -> Option<&str> {
-        Some(self.node.as_ref()?.name())
     }
 }

@@ -295,7 +295,7 @@ async fn a_dead_peer_is_found_out() {
             rig.event().await,
             Event::Closed(CloseReason::Failed(Error::TimedOut(Waiting::Ping)))
         );
-        assert_eq!(start.elapsed().as_secs(), 10);
+        assert_eq!(start.elapsed().as_secs(), 7);
         rig.ended().await;
     })
     .await;

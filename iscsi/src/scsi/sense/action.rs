@@ -158,8 +158,12 @@ const fn retry_for(seconds: u16) -> SenseAction {
 
 pub(super) fn classify(sense: &Sense) -> SenseAction {
     if sense.deferred {
-        // The present command was not done (SPC-4 4.5.7); what was lost is an earlier write.
-        return RETRY.refresh(Refresh::CACHE_LOSS).alert();
+        // The present command was not done (SPC-4 4.5.7); what went wrong is an earlier write, and it is
+        // lost unless the device mended it.
+        return match sense.code.key {
+            SenseKey::NoSense | SenseKey::RecoveredError | SenseKey::Completed => RETRY.alert(),
+            _ => RETRY.refresh(Refresh::CACHE_LOSS).alert(),
+        };
     }
     let (asc, ascq) = (sense.code.asc, sense.code.ascq);
     match sense.code.key {
@@ -237,16 +241,22 @@ fn unit_attention(asc: u8, ascq: u8) -> SenseAction {
     match (asc, ascq) {
         // A nexus loss takes no cached data along.
         (0x29, 0x07) => RETRY.refresh(after_reset),
-        (0x29, _) => RETRY.refresh(after_reset.and(Refresh::CACHE_LOSS)),
+        // A reset, perhaps by another initiator, ends commands without an answer (SAM-5 6.3).
+        (0x29, _) => RETRY.refresh(after_reset.and(Refresh::CACHE_LOSS).and(Refresh::TASKS)),
         (0x2a, 0x01 | 0x00) => RETRY.refresh(Refresh::MODE),
         (0x2a, 0x03..=0x05) => RETRY.refresh(Refresh::RESERVATION).alert(),
         (0x2a, 0x06 | 0x07) => RETRY.refresh(Refresh::PORT_GROUPS),
         (0x2a, 0x09) => RETRY.refresh(Refresh::CAPACITY),
         (0x3f, 0x01 | 0x02 | 0x03 | 0x05) => RETRY.refresh(Refresh::INQUIRY),
-        (0x3f, 0x0e) => RETRY.refresh(Refresh::LUNS),
+        // The LUN may lead to another unit now: compare the identity before anything is written.
+        (0x3f, 0x0e) => RETRY.refresh(Refresh::LUNS.and(Refresh::INQUIRY)),
         (0x28, 0x00) => RETRY.refresh(Refresh::CAPACITY.and(Refresh::INQUIRY)),
         (0x2f, _) | (0x47, 0x7f) => RETRY.refresh(Refresh::TASKS),
         (0x38, 0x07) | (0x5d | 0x0b, _) => RETRY.alert(),
         _ => RETRY,
     }
 }
+
+#[cfg(test)]
+#[path = "action_tests.rs"]
+mod tests;

@@ -53,8 +53,9 @@ fn capacity_change_reads_well() {
 #[test]
 fn deferred_errors_tell_of_lost_writes() {
     for code in [0x71, 0x73] {
+        // Key 3 in either format: byte 2 of the fixed one, byte 1 of the other.
         let mut bytes = [0; 18];
-        bytes[0] = code;
+        (bytes[0], bytes[1], bytes[2]) = (code, 3, 3);
         let sense = Sense::parse(&bytes).unwrap();
         assert!(sense.deferred);
         let action = sense.classify();

@@ -1,7 +1,6 @@
-//! Commands that are not done in time.
+//! Commands that are not done in time; what follows when an abort fails is in `escalation`.
 
 use super::*;
-use crate::error::Waiting;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -57,26 +56,6 @@ fn a_running_command_is_aborted_at_its_deadline() {
 }
 
 #[test]
-fn a_target_that_ignores_the_abort_loses_the_session() {
-    let mut rig = quiet();
-    let command = until(&rig, 3, no_data(1));
-    rig.session.submit(command).unwrap();
-    rig.sent();
-    rig.advance(3 * SECOND);
-    rig.sent();
-    assert_eq!(rig.session.poll_timeout(), Some(rig.now + 15 * SECOND));
-    rig.advance(15 * SECOND);
-    assert_eq!(
-        rig.event(),
-        Event::Closed(CloseReason::Failed(Error::TimedOut(
-            Waiting::TaskManagement
-        )))
-    );
-    let unfinished = rig.session.take_unfinished();
-    assert!(unfinished.len() == 1 && unfinished[0].sent);
-}
-
-#[test]
 fn the_answer_before_the_deadline_wins() {
     let mut rig = quiet();
     let command = until(&rig, 3, no_data(1));
@@ -125,6 +104,8 @@ fn times_may_be_as_long_as_one_likes() {
             options.ping_interval = Some(Duration::MAX);
             options.ping_timeout = Duration::MAX;
             options.task_management_timeout = Duration::MAX;
+            options.abort_timeout = Duration::MAX;
+            options.logical_unit_reset_timeout = Duration::MAX;
             options.drain_timeout = Duration::MAX;
             options.logout_timeout = Duration::MAX;
             options.text_timeout = Duration::MAX;
@@ -132,7 +113,7 @@ fn times_may_be_as_long_as_one_likes() {
     );
     rig.start_read(1, 512);
     rig.session.ping(rig.now).unwrap();
-    rig.session.abort(1).unwrap();
+    rig.session.abort(rig.now, 1).unwrap();
     rig.session
         .text(rig.now, b"SendTargets=\0".to_vec())
         .unwrap();

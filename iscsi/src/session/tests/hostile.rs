@@ -27,7 +27,7 @@ fn busy(digests: bool) -> Rig {
     rig.session
         .task_management(1, TaskManagement::AbortTaskSet, Lun::default())
         .unwrap();
-    rig.session.abort(2).unwrap();
+    rig.session.abort(rig.now, 2).unwrap();
     rig.sent();
     rig.exp_cmd_sn += 9;
     rig

@@ -196,6 +196,87 @@ fn the_logout_leaves_within_the_time_that_the_target_gives() {
 }
 
 #[test]
+fn after_the_request_a_missing_lun_is_a_matter_of_the_path() {
+    // Targets that are about to move a volume fail commands so between the request (RFC 7143 11.9.1,
+    // event 1) and the logout, or reject them with 0c; neither was executed.
+    let sense = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x25, 0, 0, 0, 0, 0];
+    let mut rig = rig();
+    for tag in 0..3 {
+        rig.session.submit(no_data(tag)).unwrap();
+    }
+    let commands: Vec<ScsiCommand> = rig
+        .sent()
+        .into_iter()
+        .map(|pdu| match pdu {
+            Pdu::ScsiCommand(pdu) => pdu,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let answer = |rig: &mut Rig, itt| {
+        let mut response = rig.response(itt, CHECK_CONDITION, Residual::None);
+        response.data = sense_data(&sense);
+        rig.give(&Pdu::ScsiResponse(response)).unwrap();
+    };
+    // Before the request it is an answer like any other.
+    answer(&mut rig, commands[0].itt);
+    assert!(matches!(
+        rig.outcome(),
+        TaskOutcome::Completed { status: 2, .. }
+    ));
+    let message = rig.async_message(1, [0, 0, 10], &[]);
+    rig.give(&message).unwrap();
+    answer(&mut rig, commands[1].itt);
+    let reject = rig.reject(0x0c, &Pdu::ScsiCommand(commands[2].clone()));
+    rig.give(&reject).unwrap();
+    assert_eq!(rig.events().len(), 1, "only the request");
+    let pdu = sent_logout(&mut rig);
+    let answer = logout_response(&mut rig, pdu.itt, 0);
+    rig.give(&answer).unwrap();
+    assert_eq!(rig.event(), logged_out(LogoutCause::Target, Some(0), 4));
+    let unfinished = rig.session.take_unfinished();
+    let left: Vec<_> = unfinished.iter().map(|u| (u.command.tag, u.sent)).collect();
+    assert_eq!(left, [(1, false), (2, false)]);
+}
+
+#[test]
+fn a_second_answer_for_a_command_that_was_put_back_is_one_too_many() {
+    let mut rig = rig();
+    let command = rig.start_read(1, 512);
+    let reject = rig.reject(0x0c, &Pdu::ScsiCommand(command.clone()));
+    rig.give(&reject).unwrap();
+    rig.events();
+    let good = rig.good(command.itt);
+    let result = rig.give(&good);
+    assert!(matches!(
+        rig.closed_with(result),
+        Error::TargetMisbehaved(Misbehaviour::UnknownTask { .. })
+    ));
+}
+
+#[test]
+fn nothing_follows_the_logout_not_even_unsolicited_data() {
+    // RFC 7143 11.14
+    let mut rig = Rig::new(
+        |keys| {
+            keys.initial_r2t = false;
+            keys.immediate_data = false;
+            keys.peer_max_recv_data_segment_bytes = 512;
+        },
+        |options| {
+            options.transmit_queue_bytes = 1;
+            options.drain_timeout = Duration::ZERO;
+        },
+    );
+    rig.session.submit(write(1, &pattern(4096))).unwrap();
+    let mut out = SendQueue::new();
+    rig.session.poll_transmit(rig.now, &mut out);
+    assert_eq!(out.len(), 48, "the command alone");
+    rig.session.logout(rig.now);
+    rig.advance(Duration::ZERO);
+    sent_logout(&mut rig);
+}
+
+#[test]
 fn a_wish_to_negotiate_is_answered_by_a_new_login() {
     // RFC 7143 11.9.1, event 4
     let mut rig = rig();
@@ -250,13 +331,26 @@ fn a_scsi_event_brings_sense() {
     let data = sense_data(&sense).to_bytes();
     let message = rig.async_message(0, [0; 3], &data);
     rig.give(&message).unwrap();
+    let Event::Async(event) = rig.event() else {
+        panic!();
+    };
     assert_eq!(
-        rig.event(),
-        Event::Async(AsyncEvent::Scsi {
+        event,
+        AsyncEvent::Scsi {
             lun: lun(),
             sense: Bytes::copy_from_slice(&sense)
-        })
+        }
     );
+    let (unit, parsed) = event.unit_attention().unwrap();
+    assert_eq!(
+        (unit, parsed.code),
+        (lun(), crate::scsi::Code::REPORTED_LUNS_CHANGED)
+    );
+    let nonsense = AsyncEvent::Scsi {
+        lun: lun(),
+        sense: Bytes::from_static(&[0x11]),
+    };
+    assert_eq!(nonsense.unit_attention(), None);
     // It is acknowledged by the next request.
     assert_eq!(
         rig.start_read(1, 512).exp_stat_sn,

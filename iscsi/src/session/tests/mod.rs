@@ -1,6 +1,7 @@
 //! A session against a scripted target in memory.
 
 mod deadlines;
+mod escalation;
 mod hostile;
 mod logout;
 mod management;
@@ -43,6 +44,8 @@ struct Rig {
     stat_sn: u32,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
+    /// CmdSN behind the last command that was seen on the wire.
+    next_cmd_sn: u32,
     digests: Digests,
 }
 
@@ -96,6 +99,7 @@ impl Rig {
             stat_sn: FIRST_STAT_SN,
             exp_cmd_sn: cmd_sn,
             max_cmd_sn,
+            next_cmd_sn: cmd_sn,
             digests,
         }
     }
@@ -113,7 +117,13 @@ impl Rig {
         }
         let mut pdus = Vec::new();
         while let Some(frame) = self.decoder.next(&mut self.wire).unwrap() {
-            pdus.push(Pdu::parse(frame).unwrap());
+            let pdu = Pdu::parse(frame).unwrap();
+            if let Pdu::ScsiCommand(command) = &pdu
+                && !command.immediate
+            {
+                self.next_cmd_sn = command.cmd_sn.next().0;
+            }
+            pdus.push(pdu);
         }
         assert!(self.wire.is_empty(), "half a PDU was sent");
         pdus
@@ -304,7 +314,9 @@ impl Rig {
         })
     }
 
+    /// The answer to a task management request, of a target that has received every command.
     fn management_response(&mut self, itt: Itt, response: u8) -> Pdu {
+        self.exp_cmd_sn = self.next_cmd_sn;
         Pdu::TaskManagementResponse(TaskManagementResponse {
             response,
             itt,

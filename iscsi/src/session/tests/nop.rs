@@ -36,8 +36,8 @@ fn a_ping_of_the_target_is_answered_with_its_lun_and_tag() {
 #[test]
 fn silence_is_broken_by_a_ping_and_its_answer_is_life() {
     let mut rig = rig();
-    assert_eq!(rig.session.poll_timeout(), Some(rig.now + 5 * SECOND));
-    rig.advance(5 * SECOND);
+    assert_eq!(rig.session.poll_timeout(), Some(rig.now + 2 * SECOND));
+    rig.advance(2 * SECOND);
     let ping = sent_ping(&mut rig);
     assert!(ping.immediate && ping.ttt.is_none() && !ping.itt.is_none());
     assert_eq!(ping.cmd_sn, CmdSn(FIRST_CMD_SN));
@@ -52,7 +52,7 @@ fn silence_is_broken_by_a_ping_and_its_answer_is_life() {
     );
     // Immediate: it took no CmdSN.
     assert_eq!(rig.start_read(1, 1).cmd_sn, CmdSn(FIRST_CMD_SN));
-    rig.advance(4 * SECOND);
+    rig.advance(SECOND);
     assert_eq!(rig.sent(), []);
     rig.advance(SECOND);
     assert_ne!(sent_ping(&mut rig).itt, ping.itt);
@@ -61,8 +61,9 @@ fn silence_is_broken_by_a_ping_and_its_answer_is_life() {
 #[test]
 fn no_answer_means_dead() {
     let mut rig = rig();
+    // RFC 7143 11.18; with the defaults a stalled link is found within 7 s, commands in flight or not.
     rig.start_read(1, 512);
-    rig.advance(5 * SECOND);
+    rig.advance(2 * SECOND);
     sent_ping(&mut rig);
     rig.advance(5 * SECOND - Duration::from_millis(1));
     assert!(!rig.session.is_closed());
@@ -71,6 +72,78 @@ fn no_answer_means_dead() {
     assert_eq!(rig.event(), Event::Closed(CloseReason::Failed(error)));
     rig.is_dead();
     assert_eq!(rig.session.take_unfinished().len(), 1);
+}
+
+#[test]
+fn a_busy_link_is_never_pinged() {
+    let mut rig = rig();
+    for tag in 0..100 {
+        rig.session.submit(no_data(tag)).unwrap();
+        let itt = rig.sent_command().itt;
+        rig.advance(SECOND);
+        let good = rig.good(itt);
+        rig.give(&good).unwrap();
+        assert_eq!(rig.outcome(), completed(&[]));
+    }
+    assert_eq!(rig.session.counters().pings, 0);
+}
+
+#[test]
+fn a_window_that_stays_closed_is_asked_about() {
+    // RFC 7143 4.2.2.1: the target must tell when it opens the window again; one that forgets is asked.
+    let mut rig = rig();
+    rig.max_cmd_sn = FIRST_CMD_SN;
+    let mut login = rig.session.login().clone();
+    login.max_cmd_sn = CmdSn(FIRST_CMD_SN);
+    rig.session = Session::new(login, &normal(), SessionOptions::default(), rig.now);
+    rig.session.submit(no_data(1)).unwrap();
+    rig.session.submit(no_data(2)).unwrap();
+    rig.sent_command();
+    // The link is alive all the time: the target pings, and its numbers stay as they are.
+    let mut pings = Vec::new();
+    for _ in 0..6 {
+        rig.advance(SECOND);
+        pings.extend(rig.sent());
+        let nop = rig.nop_in(Itt::NONE, Ttt::NONE);
+        rig.give(&nop).unwrap();
+    }
+    let [Pdu::NopOut(ping)] = &pings[..] else {
+        panic!("{pings:?}");
+    };
+    rig.exp_cmd_sn += 1;
+    rig.max_cmd_sn += 1;
+    let pong = rig.nop_in(ping.itt, Ttt::NONE);
+    rig.give(&pong).unwrap();
+    assert_eq!(rig.sent_command().cmd_sn, CmdSn(FIRST_CMD_SN + 1));
+    assert_eq!(rig.session.counters().window_closed, 1);
+}
+
+#[test]
+fn a_target_that_answers_pings_and_nothing_else_is_found_by_the_deadline() {
+    let mut rig = rig();
+    rig.session
+        .submit(Command {
+            deadline: Some(rig.now + 30 * SECOND),
+            ..read(1, 512)
+        })
+        .unwrap();
+    rig.sent_command();
+    let mut aborts = 0;
+    for _ in 0..31 {
+        rig.advance(SECOND);
+        for pdu in rig.sent() {
+            match pdu {
+                Pdu::NopOut(ping) => {
+                    let pong = rig.nop_in(ping.itt, Ttt::NONE);
+                    rig.give(&pong).unwrap();
+                }
+                Pdu::TaskManagementRequest(_) => aborts += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!((aborts, rig.session.counters().overdue), (1, 1));
+    assert!(!rig.session.is_closed());
 }
 
 #[test]

@@ -399,7 +399,11 @@ fn a_rejected_command_is_told_and_the_window_goes_on() {
 
 #[test]
 fn a_command_that_is_held_is_aborted_at_its_deadline() {
-    let mut pair = faulty(CommandFault::HoldExecution, SessionOptions::default());
+    let options = SessionOptions {
+        ping_interval: None,
+        ..SessionOptions::default()
+    };
+    let mut pair = faulty(CommandFault::HoldExecution, options);
     let deadline = Some(pair.now + Duration::from_secs(3));
     pair.session
         .submit(Command {
