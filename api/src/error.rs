@@ -96,6 +96,8 @@ codes! {
     InUse "in-use" 412 FailedPrecondition retry "The device is in use";
     /// Another node has it.
     AttachedElsewhere "attached-elsewhere" 412 FailedPrecondition retry "Attached to another node";
+    /// Another node took the volume over; the target refuses what this one sends.
+    Fenced "fenced" 412 FailedPrecondition final "Another node has taken the volume over";
     /// This node's claim is older than that of another.
     StaleEpoch "stale-epoch" 412 FailedPrecondition final "The claim of this node is outdated";
     /// The body is too long.

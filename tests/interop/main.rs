@@ -5,6 +5,8 @@ mod clients;
 mod data;
 mod guards;
 mod leaks;
-mod raw_nbd;
+mod links;
 mod silence;
 mod target_role;
+
+use berth_tests::raw_nbd;

@@ -163,9 +163,16 @@ impl Berthd {
     /// # Errors
     /// With the answer's body and the daemon's log.
     pub fn attach(&self, name: &str, peer: &dyn Peer, digests: Digests) -> Result<Value> {
-        let body = attach_body(peer, digests);
+        self.attach_with(name, &attach_body(peer, digests))
+    }
+
+    /// The same with a body of one's own.
+    ///
+    /// # Errors
+    /// As [`Berthd::attach`].
+    pub fn attach_with(&self, name: &str, body: &Value) -> Result<Value> {
         let path = format!("/v1/attachments/{name}");
-        let answer = self.request("PUT", &path, Some(&body), DEADLINE)?;
+        let answer = self.request("PUT", &path, Some(body), DEADLINE)?;
         ensure!(
             matches!(answer.status, 200 | 201),
             "attach: status {}: {}\n{}",
@@ -176,6 +183,16 @@ impl Berthd {
         let attachment = answer.json()?;
         ensure!(attachment["state"] == "attached", "{attachment:#}");
         Ok(attachment)
+    }
+
+    /// The attachment as it is now.
+    ///
+    /// # Errors
+    /// With the answer's body, unless the answer is 200.
+    pub fn attachment(&self, name: &str) -> Result<Value> {
+        let answer = self.request("GET", &format!("/v1/attachments/{name}"), None, DEADLINE)?;
+        ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+        answer.json()
     }
 
     /// Detaches, waiting as a plugin would while the daemon says `in-use`: a client's last connection is closed by the
@@ -205,7 +222,7 @@ impl Berthd {
 pub fn attach_body(peer: &dyn Peer, digests: Digests) -> Value {
     let spec = peer.spec();
     let mut source = json!({
-        "portals": [peer.portal()], "target": peer.target(), "lun": peer.lun(),
+        "portals": peer.portals(), "target": peer.target(), "lun": peer.lun(),
     });
     if let Some(chap) = &spec.chap {
         let mut auth = json!({ "user": chap.user, "secret": chap.secret });
@@ -238,19 +255,14 @@ fn launch(dir: &Path, netns: Option<&str>) -> Result<Process> {
     let berthd = programs::ours("berthd")?;
     let config = dir.join("berth.toml");
     let log = dir.join("log");
+    let config = [Path::new("--config"), &config];
     match netns {
-        None => Process::start(
-            "berthd",
-            &berthd,
-            [Path::new("--config"), &config],
-            &[],
-            &log,
-        ),
+        None => Process::start("berthd", &berthd, config, &[], &log),
         Some(netns) => {
             let ip = programs::system("ip")?;
             let inside = ["netns", "exec", netns].map(Path::new);
-            let command = [berthd.as_path(), Path::new("--config"), config.as_path()];
-            Process::start("berthd", &ip, inside.into_iter().chain(command), &[], &log)
+            let command = inside.into_iter().chain([berthd.as_path()]).chain(config);
+            Process::start("berthd", &ip, command, &[], &log)
         }
     }
 }

@@ -3,15 +3,21 @@
 //! - [`process`]: a started program with its log and its use of resources.
 //! - [`berthd`]: the daemon under test, and the HTTP requests a user would send it.
 //! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
+//! - [`net`]: a network of our own between the two, and what can go wrong with it.
+//! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
 //! - [`programs`]: where the programs under test come from.
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
 pub mod berthd;
+pub mod fio;
 pub mod http;
+pub mod net;
 pub mod peers;
 pub mod ports;
+pub mod prober;
 pub mod process;
 pub mod programs;
+pub mod raw_nbd;
 pub mod tool;
 
 pub use berthd::Berthd;

@@ -147,6 +147,21 @@ impl Process {
         self.wait_end(within)
     }
 
+    /// Kills the program and whatever it has started, and waits for its end.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill_all(&mut self) -> Result<()> {
+        if self.status()?.is_some() {
+            bail!("{} has ended already", self.name);
+        }
+        // The group: a guest kernel is many processes.
+        rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL)
+            .with_context(|| self.name.clone())?;
+        self.ended = Some(self.child.wait()?);
+        Ok(())
+    }
+
     /// Sends a signal to the program.
     ///
     /// # Errors
@@ -188,9 +203,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            // The group: a guest kernel is many processes.
-            let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-            let _ = self.child.wait();
+            let _ = self.kill_all();
         }
     }
 }

@@ -10,6 +10,7 @@ use berth_iscsi::types::Lun;
 
 use crate::block;
 use crate::block::lun::probe::ProbeError;
+use crate::block::lun::reservation::{FenceError, Fenced};
 
 /// An error of the initiator; `portal` where one was tried.
 pub(crate) fn from_iscsi(error: IscsiError, target: &str, portal: Option<&str>) -> Error {
@@ -83,6 +84,49 @@ pub(crate) fn from_probe(error: ProbeError, lun: Lun, target: &str) -> Error {
         format!("logical unit {lun} of target {target} cannot be used: {error}"),
     )
     .with_cause(error)
+}
+
+/// The unit cannot be made ours, or is not ours any more.
+#[allow(dead_code, reason = "for the data plane, which is about to have paths")]
+pub(crate) fn from_fence(error: FenceError, target: &str) -> Error {
+    let code = match &error {
+        FenceError::HeldBy { .. } => Code::AttachedElsewhere,
+        FenceError::Fenced(_) => Code::Fenced,
+        FenceError::Unsupported { .. } | FenceError::Refused { .. } => Code::TargetIncompatible,
+        FenceError::Lost { .. } => Code::TargetUnreachable,
+        FenceError::Unsettled => Code::AttachedElsewhere,
+    };
+    let detail = match &error {
+        FenceError::HeldBy { .. } => format!(
+            "the LUN of target {target} is in use: {error}; detach it there, or attach with takeover if \
+             that node is gone"
+        ),
+        FenceError::Fenced(_) => {
+            format!("the LUN of target {target}: {error}; nothing is sent to it")
+        }
+        _ => format!("the LUN of target {target} cannot be reserved: {error}"),
+    };
+    let problem = Error::new(code, detail);
+    match &error {
+        FenceError::HeldBy { keys } | FenceError::Fenced(Fenced::TakenOver { by: keys }) => {
+            match keys.first() {
+                Some(key) => problem.with_holder(key.to_string()),
+                None => problem,
+            }
+        }
+        _ => problem,
+    }
+    .with_cause(error)
+}
+
+/// The target refused a command because of another node's reservation.
+#[allow(dead_code, reason = "for the data plane, which is about to have paths")]
+pub(crate) fn fenced(target: &str) -> Error {
+    let detail = format!(
+        "another node took the LUN of target {target} over: the target refuses our commands \
+         (RESERVATION CONFLICT); nothing more is sent to it"
+    );
+    Error::new(Code::Fenced, detail)
 }
 
 /// The LUN is another unit than it was, or cannot be shown to be the same.

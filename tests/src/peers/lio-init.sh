@@ -15,11 +15,19 @@ ln -s "/usr/lib/uml/modules/$(uname -r)" "/run/modules/lib/modules/$(uname -r)"
 modprobe -d /run/modules -a configfs target_core_mod target_core_file iscsi_target_mod || fail modules
 mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config || fail configfs
 ip link set lo up
-{ ip addr add "$ADDRESS" dev vec0 && ip link set vec0 up; } || fail network
+{ ip addr add "$ADDRESS" dev vec0 && ip link set vec0 up && ip route add default via "$GATEWAY"; } || fail network
 
 C=/sys/kernel/config/target
 echo /run/target > $C/dbroot
 (set -e; . /mnt/target.sh) || fail target.sh
 touch /mnt/ready
-# The end comes from the host, which kills the whole guest. PID 1 must not return.
-exec sleep infinity
+# Commands of the host, one at a time. The end comes from the host too, which kills the whole guest: PID 1 never returns.
+set +x
+while :; do
+    if [ -e /mnt/command ]; then
+        mv /mnt/command /mnt/command.now
+        # shellcheck source=/dev/null
+        (. /mnt/command.now)
+    fi
+    sleep 0.1
+done

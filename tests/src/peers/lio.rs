@@ -3,34 +3,43 @@
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use tempfile::TempDir;
 
-use super::{Peer, Spec};
+use super::{Mortal, Peer, Spec, remove_stale};
 use crate::berthd::INITIATOR;
-use crate::process::Process;
-use crate::{programs, tool};
+use crate::net::{Netns, Network};
+use crate::process::{Process, wait_for};
+use crate::programs;
 
 const TARGET: &str = "iqn.2026-11.example:lio";
 /// Addresses of the documentation range: they lead nowhere outside the namespace.
-const HOST: &str = "192.0.2.1/24";
+const HOST: &str = "192.0.2.1";
 const GUEST: &str = "192.0.2.2";
 /// A boot takes 5 to 8 s on two idle cores.
 const DEADLINE: Duration = Duration::from_secs(90);
-const NETNS_PREFIX: &str = "berth-lio-";
+/// For a command to the guest, which looks for one ten times a second.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A guest kernel with one LIO target and one LUN.
 #[derive(Debug)]
 pub struct Lio {
     // The guest goes before its network and its folder.
     process: Process,
-    netns: Netns,
+    /// Holds the tap device, and routes between it and the links of a network.
+    netns: Arc<Netns>,
+    /// Where berth runs, when that is not the namespace of the tap device.
+    node: Option<Arc<Netns>>,
     spec: Spec,
     backing: PathBuf,
-    _dir: TempDir,
+    commands: u32,
+    /// Program and log of the guest.
+    dir: TempDir,
+    /// The guest sees it as /mnt.
+    lab: TempDir,
 }
 
 impl Lio {
@@ -40,50 +49,85 @@ impl Lio {
     /// When user-mode Linux is not installed or the guest does not get ready; with its log.
     pub fn start(spec: Spec) -> Result<Self> {
         let dir = TempDir::with_prefix("lio-")?;
-        let lab = dir.path().join("lab");
-        std::fs::create_dir(&lab)?;
-        let backing = lab.join("lun");
+        // What a durable guest writes it also syncs: memory is the quickest place for that.
+        let memory = Path::new("/dev/shm");
+        let lab = if spec.durable && memory.is_dir() {
+            TempDir::with_prefix_in("lio-", memory)?
+        } else {
+            TempDir::with_prefix("lio-")?
+        };
+        let backing = lab.path().join("lun");
         std::fs::File::create(&backing)?.set_len(spec.size_bytes)?;
-        std::fs::write(lab.join("target.sh"), configuration(&spec))?;
-        let init = lab.join("init");
+        std::fs::write(lab.path().join("target.sh"), configuration(&spec))?;
+        // Not in the lab, which may be below /dev: the guest's /dev is its own.
+        let init = dir.path().join("init");
         std::fs::write(&init, include_str!("lio-init.sh"))?;
         std::fs::set_permissions(&init, std::fs::Permissions::from_mode(0o755))?;
 
-        let netns = Netns::create()?;
-        let uml = programs::system("linux.uml")?;
-        let words = [
-            "mem=512M root=/dev/root rootfstype=hostfs rootflags=/ ro".to_owned(),
-            format!(
-                "init={} uml_dir={}/ umid=lio",
-                init.display(),
-                dir.path().display()
-            ),
-            "con=null ssl=null con0=null,fd:1 quiet loglevel=4 panic=1".to_owned(),
-            "vec0:transport=tap,ifname=tap0,depth=128,gro=1".to_owned(),
-            format!("LAB={} ADDRESS={GUEST}/24", lab.display()),
-        ]
-        .join(" ");
-        let uml = uml.to_string_lossy();
-        let command = ["netns", "exec", netns.name.as_str(), &uml].into_iter();
-        let process = Process::start(
-            "LIO guest",
-            &programs::system("ip")?,
-            command.chain(words.split(' ')),
-            &[],
-            &dir.path().join("console.log"),
-        )?;
+        let netns = Netns::create("lio")?;
+        netns.ip("tuntap add tap0 mode tap")?;
+        netns.ip(&format!("addr add {HOST}/24 dev tap0"))?;
+        netns.ip("link set tap0 up")?;
+        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
+        let process = boot(dir.path(), lab.path(), &netns)?;
         let mut lio = Self {
             process,
-            netns,
+            netns: Arc::new(netns),
+            node: None,
             spec,
             backing,
-            _dir: dir,
+            commands: 0,
+            dir,
+            lab,
         };
-        lio.wait_ready(&lab)?;
+        lio.wait_ready()?;
         Ok(lio)
     }
 
-    fn wait_ready(&mut self, lab: &Path) -> Result<()> {
+    /// Puts a network between the guest and the node: the links lead to the namespace of the tap device, which routes.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn move_behind(&mut self, links: u8) -> Result<Network> {
+        let network = Network::to(&self.netns, links)?;
+        let gateway = network.links[0].target_address();
+        network
+            .node
+            .ip(&format!("route add {GUEST} via {gateway}"))?;
+        self.node = Some(Arc::clone(&network.node));
+        Ok(network)
+    }
+
+    fn enable(&mut self, on: bool) -> Result<()> {
+        let enable = format!("/sys/kernel/config/target/iscsi/{TARGET}/tpgt_1/enable");
+        self.command(&format!("echo {} > {enable}", u8::from(on)))
+    }
+
+    /// Runs a line of shell in the guest.
+    fn command(&mut self, line: &str) -> Result<()> {
+        self.commands += 1;
+        let lab = self.lab.path();
+        // The number makes sure that the answer is to this command, the renaming that it is read whole.
+        let (new, done) = (lab.join("command.new"), lab.join("done"));
+        std::fs::write(
+            &new,
+            format!("{line}\necho {} $? > /mnt/done\n", self.commands),
+        )?;
+        std::fs::rename(&new, lab.join("command"))?;
+        let answer = format!("{} ", self.commands);
+        let status = wait_for(&format!("guest: {line}"), COMMAND_DEADLINE, || {
+            let text = std::fs::read_to_string(&done).unwrap_or_default();
+            let status = text
+                .strip_suffix('\n')
+                .and_then(|text| text.strip_prefix(&answer));
+            Ok(status.map(str::to_owned))
+        })?;
+        ensure!(status == "0", "guest: {line}: status {status}");
+        Ok(())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let lab = self.lab.path();
         self.process
             .wait_ready("target in the guest", DEADLINE, || {
                 if let Ok(step) = std::fs::read_to_string(lab.join("failed")) {
@@ -95,15 +139,76 @@ impl Lio {
     }
 }
 
+fn boot(dir: &Path, lab: &Path, netns: &Netns) -> Result<Process> {
+    let (lab, home) = (lab.display(), dir.display());
+    let words = [
+        "mem=512M root=/dev/root rootfstype=hostfs rootflags=/ ro".to_owned(),
+        format!("init={home}/init uml_dir={home}/ umid=lio"),
+        "con=null ssl=null con0=null,fd:1 quiet loglevel=4 panic=1".to_owned(),
+        "vec0:transport=tap,ifname=tap0,depth=128,gro=1".to_owned(),
+        format!("LAB={lab} ADDRESS={GUEST}/24 GATEWAY={HOST}"),
+    ]
+    .join(" ");
+    let mut command = netns.prefix()?;
+    command.push(
+        programs::system("linux.uml")?
+            .to_string_lossy()
+            .into_owned(),
+    );
+    command.extend(words.split(' ').map(str::to_owned));
+    Process::start(
+        "LIO guest",
+        Path::new(&command[0]),
+        &command[1..],
+        &[],
+        &dir.join("console.log"),
+    )
+}
+
+impl Mortal for Lio {
+    /// Kills the guest kernel: nobody closes its connections, the network is just silent.
+    fn kill(&mut self) -> Result<()> {
+        self.process.kill_all()
+    }
+
+    fn revive(&mut self) -> Result<()> {
+        let lab = self.lab.path();
+        for stale in ["ready", "command", "done"] {
+            remove_stale(&lab.join(stale))?;
+        }
+        self.process = boot(self.dir.path(), self.lab.path(), &self.netns)?;
+        self.wait_ready()
+    }
+
+    /// LIO ends all sessions and refuses logins.
+    fn suspend(&mut self) -> Result<()> {
+        self.enable(false)
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.enable(true)
+    }
+
+    fn suspension(&self) -> &'static str {
+        "disable"
+    }
+}
+
 /// Plain configfs: quicker than targetcli, and the guest needs neither Python nor D-Bus.
 fn configuration(spec: &Spec) -> String {
     let acl = format!("$T/acls/{INITIATOR}");
+    // Without the option LIO opens the file with O_DSYNC, and what it has acknowledged is with the host.
+    let (buffered, cache) = if spec.durable {
+        ("", 0)
+    } else {
+        (",fd_buffered_io=1", 1)
+    };
     let mut script = format!(
         "D=$C/core/fileio_0/lun; mkdir -p $D\n\
-         echo fd_dev_name=/mnt/lun,fd_dev_size={},fd_buffered_io=1 > $D/control\n\
+         echo fd_dev_name=/mnt/lun,fd_dev_size={}{buffered} > $D/control\n\
          echo 11111111-2222-3333-4444-555555555555 > $D/wwn/vpd_unit_serial\n\
          echo 1 > $D/enable\n\
-         echo 1 > $D/attrib/emulate_write_cache\n\
+         echo {cache} > $D/attrib/emulate_write_cache\n\
          mkdir -p $C/iscsi; mkdir $C/iscsi/{TARGET}; T=$C/iscsi/{TARGET}/tpgt_1; mkdir $T $T/np/{GUEST}:3260\n\
          mkdir $T/lun/lun_0; ln -s $D $T/lun/lun_0/lun\n\
          mkdir {acl}; mkdir {acl}/lun_0; ln -s $T/lun/lun_0 {acl}/lun_0/lun\n\
@@ -155,60 +260,6 @@ impl Peer for Lio {
         Some(&self.backing)
     }
     fn netns(&self) -> Option<&str> {
-        Some(&self.netns.name)
-    }
-}
-
-/// A network namespace with a tap device for the guest.
-#[derive(Debug)]
-struct Netns {
-    name: String,
-}
-
-impl Netns {
-    fn create() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        remove_stale();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{NETNS_PREFIX}{}-{number}", std::process::id());
-        ip(&format!("netns add {name}"))?;
-        let netns = Self { name };
-        let name = &netns.name;
-        ip(&format!("-n {name} link set lo up"))?;
-        ip(&format!("-n {name} tuntap add tap0 mode tap"))?;
-        ip(&format!("-n {name} addr add {HOST} dev tap0"))?;
-        ip(&format!("-n {name} link set tap0 up"))?;
-        Ok(netns)
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = ip(&format!("netns del {}", self.name));
-    }
-}
-
-fn ip(args: &str) -> Result<tool::Output> {
-    let args: Vec<_> = args.split(' ').collect();
-    tool::run("ip", &args, Duration::from_secs(20))
-}
-
-/// Namespaces outlive a test program that was killed; its process id is in their names.
-fn remove_stale() {
-    let Ok(list) = ip("netns list") else { return };
-    for name in list
-        .text
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-    {
-        let Some(owner) = name
-            .strip_prefix(NETNS_PREFIX)
-            .and_then(|rest| rest.split('-').next())
-        else {
-            continue;
-        };
-        if !Path::new("/proc").join(owner).exists() {
-            let _ = ip(&format!("netns del {name}"));
-        }
+        Some(self.node.as_ref().unwrap_or(&self.netns).name())
     }
 }

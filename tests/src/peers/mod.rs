@@ -50,6 +50,9 @@ pub struct Spec {
     pub mutual: Option<Account>,
     /// The target accepts nothing but CRC32C for header and data.
     pub digests_required: bool,
+    /// A target in a guest kernel loses no acknowledged write when its kernel is killed. Others keep their data in the
+    /// page cache of this machine, which outlives them, whatever is said here.
+    pub durable: bool,
 }
 
 impl Spec {
@@ -61,6 +64,7 @@ impl Spec {
             chap: None,
             mutual: None,
             digests_required: false,
+            durable: false,
         }
     }
 
@@ -111,6 +115,10 @@ impl Digests {
 pub trait Peer {
     /// Where it listens: `address:port`.
     fn portal(&self) -> String;
+    /// All addresses under which the LUN can be reached: its paths.
+    fn portals(&self) -> Vec<String> {
+        vec![self.portal()]
+    }
     /// Its iSCSI name.
     fn target(&self) -> &str;
     /// The LUN that holds the data.
@@ -123,4 +131,38 @@ pub trait Peer {
     fn netns(&self) -> Option<&str> {
         None
     }
+}
+
+/// Removes what a killed program has left behind; not being there is fine.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A target that can be killed and comes back with the same LUN and the same data.
+pub trait Mortal: Peer {
+    /// Kills it where it stands, as a crash would (`kill -9`).
+    ///
+    /// # Errors
+    /// When it is dead already.
+    fn kill(&mut self) -> anyhow::Result<()>;
+    /// Starts it again and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up; with its log.
+    fn revive(&mut self) -> anyhow::Result<()>;
+    /// Makes it stop serving while it lives.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn suspend(&mut self) -> anyhow::Result<()>;
+    /// Makes it serve again.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn resume(&mut self) -> anyhow::Result<()>;
+    /// What [`Mortal::suspend`] does, in a word.
+    fn suspension(&self) -> &'static str;
 }

@@ -1,12 +1,14 @@
 //! berth's own target role as a program, `portal`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use super::{Account, Peer, Spec};
+use crate::net::{Netns, Network};
 use crate::process::Process;
 use crate::programs;
 
@@ -17,7 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Portal {
     process: Process,
-    address: String,
+    addresses: Vec<String>,
+    /// The namespace it is reached from, if only one.
+    node: Option<Arc<Netns>>,
     spec: Spec,
     backing: PathBuf,
     // Last: the folder goes after the process.
@@ -38,40 +42,68 @@ impl Portal {
     /// # Errors
     /// As [`Portal::start`].
     pub fn start_with(spec: Spec, more: &[&str]) -> Result<Self> {
+        Self::start_at(spec, more, &["127.0.0.1:0".to_owned()], None)
+    }
+
+    /// The same at the far end of a network, with a portal on each link and a portal group for each portal.
+    ///
+    /// # Errors
+    /// As [`Portal::start`].
+    pub fn start_on(spec: Spec, network: &Network) -> Result<Self> {
+        let addresses: Vec<_> = network.links.iter().map(|link| link.portal()).collect();
+        Self::start_at(spec, &[], &addresses, Some(network))
+    }
+
+    fn start_at(
+        spec: Spec,
+        more: &[&str],
+        addresses: &[String],
+        network: Option<&Network>,
+    ) -> Result<Self> {
         let dir = TempDir::with_prefix("portal-")?;
         let backing = dir.path().join("lun");
-        let mut args: Vec<String> = ["--listen", "127.0.0.1:0", "--target", TARGET, "--lun"]
-            .map(str::to_owned)
-            .to_vec();
-        args.push(format!("file:{}:{}", backing.display(), spec.size_bytes));
+        let mut command = match network {
+            None => Vec::new(),
+            Some(network) => network.target.prefix()?,
+        };
+        command.push(programs::ours("portal")?.to_string_lossy().into_owned());
+        for address in addresses {
+            command.extend(["--listen".to_owned(), address.clone()]);
+        }
+        command.extend(["--target", TARGET, "--lun"].map(str::to_owned));
+        command.push(format!("file:{}:{}", backing.display(), spec.size_bytes));
         let accounts = [("chap", &spec.chap), ("mutual", &spec.mutual)];
         for (kind, account) in accounts {
             if let Some(account) = account {
-                args.extend(secret(kind, account, dir.path())?);
+                command.extend(secret(kind, account, dir.path())?);
             }
         }
         if spec.digests_required {
-            args.extend(
+            command.extend(
                 ["--header-digest", "require", "--data-digest", "require"].map(str::to_owned),
             );
         }
-        args.extend(more.iter().map(|&word| word.to_owned()));
+        command.extend(more.iter().map(|&word| word.to_owned()));
         let log = dir.path().join("log");
-        let mut process = Process::start("portal", &programs::ours("portal")?, &args, &[], &log)?;
-        let address = process.wait_ready("address", DEADLINE, || {
+        let program = Path::new(&command[0]);
+        let mut process = Process::start("portal", program, &command[1..], &[], &log)?;
+        let count = addresses.len();
+        let addresses = process.wait_ready("addresses", DEADLINE, || {
             let log = std::fs::read_to_string(&log).context("log")?;
             // Whole lines only: the program may be in the middle of one.
-            let line = log
+            let lines = log
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'));
-            Ok(line
+            let found: Vec<_> = lines
                 .filter_map(|line| line.trim_end().strip_prefix("listening on "))
                 .map(str::to_owned)
-                .next())
+                .collect();
+            Ok((found.len() == count).then_some(found))
         })?;
         Ok(Self {
             process,
-            address,
+            addresses,
+            node: network.map(|network| Arc::clone(&network.node)),
             spec,
             backing,
             _dir: dir,
@@ -105,7 +137,10 @@ fn secret(kind: &str, account: &Account, dir: &Path) -> Result<[String; 4]> {
 
 impl Peer for Portal {
     fn portal(&self) -> String {
-        self.address.clone()
+        self.addresses[0].clone()
+    }
+    fn portals(&self) -> Vec<String> {
+        self.addresses.clone()
     }
     fn target(&self) -> &str {
         TARGET
@@ -118,5 +153,8 @@ impl Peer for Portal {
     }
     fn backing(&self) -> Option<&Path> {
         Some(&self.backing)
+    }
+    fn netns(&self) -> Option<&str> {
+        Some(self.node.as_ref()?.name())
     }
 }

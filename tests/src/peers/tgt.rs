@@ -1,13 +1,17 @@
 //! Debian's tgt (STGT), a user-space target.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{Account, Peer, Spec};
-use crate::ports::{accepts, free_port};
+use super::{Account, Mortal, Peer, Spec, remove_stale};
+use crate::net::{Netns, Network};
+use crate::ports::free_port;
 use crate::process::Process;
 use crate::{programs, tool};
 
@@ -18,10 +22,29 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Tgt {
     process: Process,
-    port: u16,
+    place: Place,
     spec: Spec,
     backing: PathBuf,
     dir: TempDir,
+}
+
+/// Where it listens.
+#[derive(Debug)]
+struct Place {
+    /// All of them in portal group 1: tgt knows no other.
+    portals: Vec<String>,
+    /// The namespace it runs in and the one it is reached from.
+    network: Option<(Arc<Netns>, Arc<Netns>)>,
+}
+
+impl Place {
+    fn accepts(&self, portal: &str) -> Result<bool> {
+        let connect = || TcpStream::connect(portal).is_ok();
+        match &self.network {
+            None => Ok(connect()),
+            Some((target, _)) => target.within(connect),
+        }
+    }
 }
 
 impl Tgt {
@@ -30,21 +53,40 @@ impl Tgt {
     /// # Errors
     /// When tgt is not installed or does not come up; with its log.
     pub fn start(spec: Spec) -> Result<Self> {
+        let portals = vec![format!("127.0.0.1:{}", free_port())];
+        let network = None;
+        Self::start_at(spec, Place { portals, network })
+    }
+
+    /// The same at the far end of a network, with a portal on each link.
+    ///
+    /// # Errors
+    /// As [`Tgt::start`].
+    pub fn start_on(spec: Spec, network: &Network) -> Result<Self> {
+        let portals = network.links.iter().map(|link| link.portal()).collect();
+        let network = Some((Arc::clone(&network.target), Arc::clone(&network.node)));
+        Self::start_at(spec, Place { portals, network })
+    }
+
+    fn start_at(spec: Spec, place: Place) -> Result<Self> {
         let dir = TempDir::with_prefix("tgt-")?;
         let backing = dir.path().join("lun");
         std::fs::File::create(&backing)?.set_len(spec.size_bytes)?;
-        let port = free_port();
-        let process = launch(dir.path(), port)?;
+        let process = launch(dir.path(), &place)?;
         let mut tgt = Self {
             process,
-            port,
+            place,
             spec,
             backing,
             dir,
         };
-        tgt.wait_ready()?;
-        tgt.set_up()?;
+        tgt.come_up()?;
         Ok(tgt)
+    }
+
+    fn come_up(&mut self) -> Result<()> {
+        self.wait_ready()?;
+        self.set_up()
     }
 
     /// The daemon's log.
@@ -60,12 +102,16 @@ impl Tgt {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let port = self.port;
-        let dir = self.dir.path().to_owned();
+        let control = control_socket(self.dir.path());
+        let place = &self.place;
         self.process
-            .wait_ready("portal and control port", DEADLINE, || {
-                let ready = accepts(port) && dir.join("control.0").exists();
-                Ok(ready.then_some(()))
+            .wait_ready("portals and control port", DEADLINE, || {
+                for portal in &place.portals {
+                    if !place.accepts(portal)? {
+                        return Ok(None);
+                    }
+                }
+                Ok(control.exists().then_some(()))
             })
     }
 
@@ -131,26 +177,67 @@ impl Tgt {
     }
 }
 
-fn launch(dir: &Path, port: u16) -> Result<Process> {
+/// Where tgtadm finds control port 0, for `TGT_IPC_SOCKET=DIR/control`.
+fn control_socket(dir: &Path) -> PathBuf {
+    dir.join("control.0")
+}
+
+fn launch(dir: &Path, place: &Place) -> Result<Process> {
+    // Left there by one that was killed, and it would look as if the new one were ready.
+    remove_stale(&control_socket(dir))?;
+    let portals: Vec<_> = place
+        .portals
+        .iter()
+        .map(|p| format!("portal={p}"))
+        .collect();
+    let mut command = match &place.network {
+        None => Vec::new(),
+        Some((target, _)) => target.prefix()?,
+    };
+    let tgtd = programs::system("tgtd")?;
+    command.push(tgtd.to_string_lossy().into_owned());
+    command.extend(["-f", "-C", "0", "--iscsi"].map(str::to_owned));
+    command.push(portals.join(","));
     Process::start(
         "tgtd",
-        &programs::system("tgtd")?,
-        [
-            "-f",
-            "-C",
-            "0",
-            "--iscsi",
-            &format!("portal=127.0.0.1:{port}"),
-        ],
+        Path::new(&command[0]),
+        &command[1..],
         // Its control socket, else under /var/run and shared by all.
         &[("TGT_IPC_SOCKET", &dir.join("control"))],
         &dir.join("log"),
     )
 }
 
+impl Mortal for Tgt {
+    fn kill(&mut self) -> Result<()> {
+        self.process.stop(Signal::KILL, DEADLINE).map(drop)
+    }
+
+    fn revive(&mut self) -> Result<()> {
+        self.process = launch(self.dir.path(), &self.place)?;
+        self.come_up()
+    }
+
+    /// Stopped by signal: its kernel goes on to acknowledge what arrives, and it executes all of it later.
+    fn suspend(&mut self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.process.signal(Signal::CONT)
+    }
+
+    fn suspension(&self) -> &'static str {
+        "freeze"
+    }
+}
+
 impl Peer for Tgt {
     fn portal(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.place.portals[0].clone()
+    }
+    fn portals(&self) -> Vec<String> {
+        self.place.portals.clone()
     }
     fn target(&self) -> &str {
         TARGET
@@ -163,5 +250,9 @@ impl Peer for Tgt {
     }
     fn backing(&self) -> Option<&Path> {
         Some(&self.backing)
+    }
+    fn netns(&self) -> Option<&str> {
+        let (_, node) = self.place.network.as_ref()?;
+        Some(node.name())
     }
 }

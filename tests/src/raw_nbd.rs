@@ -1,4 +1,4 @@
-//! An NBD client that does what clients must not do.
+//! An NBD client that does what it is told, also what clients must not do. Simple replies only.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -12,16 +12,23 @@ const OPT_GO: u32 = 7;
 const REQUEST: u32 = 0x2560_9513;
 const SIMPLE_REPLY: u32 = 0x6744_6698;
 
-pub(crate) const CMD_READ: u16 = 0;
-pub(crate) const CMD_WRITE: u16 = 1;
-pub(crate) const EINVAL: u32 = 22;
+/// `NBD_CMD_READ`.
+pub const CMD_READ: u16 = 0;
+/// `NBD_CMD_WRITE`.
+pub const CMD_WRITE: u16 = 1;
+/// `NBD_EINVAL`.
+pub const EINVAL: u32 = 22;
 
 /// A connection that has read the greeting.
 #[derive(Debug)]
-pub(crate) struct RawClient(pub(crate) UnixStream);
+pub struct RawClient(pub UnixStream);
 
 impl RawClient {
-    pub(crate) fn connect(socket: &Path, within: Duration) -> Result<Self> {
+    /// Connects and reads the greeting. No answer may take longer than `within`.
+    ///
+    /// # Errors
+    /// When nobody listens or the greeting is none.
+    pub fn connect(socket: &Path, within: Duration) -> Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(within))?;
         stream.set_write_timeout(Some(within))?;
@@ -35,7 +42,10 @@ impl RawClient {
     }
 
     /// Chooses an export: fixed newstyle, no zeroes, GO.
-    pub(crate) fn go(&mut self, export: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn go(&mut self, export: &str) -> Result<()> {
         self.0.write_all(&3_u32.to_be_bytes())?;
         let mut data = (export.len() as u32).to_be_bytes().to_vec();
         data.extend_from_slice(export.as_bytes());
@@ -59,7 +69,11 @@ impl RawClient {
         }
     }
 
-    pub(crate) fn option(&mut self, option: u32, data: &[u8]) -> Result<()> {
+    /// Sends an option with its data.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn option(&mut self, option: u32, data: &[u8]) -> Result<()> {
         let mut bytes = IHAVEOPT.to_be_bytes().to_vec();
         bytes.extend_from_slice(&option.to_be_bytes());
         bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
@@ -67,13 +81,11 @@ impl RawClient {
         Ok(self.0.write_all(&bytes)?)
     }
 
-    pub(crate) fn request(
-        &mut self,
-        command: u16,
-        cookie: u64,
-        offset: u64,
-        len: u32,
-    ) -> Result<()> {
+    /// Sends a request without payload.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn request(&mut self, command: u16, cookie: u64, offset: u64, len: u32) -> Result<()> {
         let mut bytes = REQUEST.to_be_bytes().to_vec();
         bytes.extend_from_slice(&0_u16.to_be_bytes());
         bytes.extend_from_slice(&command.to_be_bytes());
@@ -84,7 +96,10 @@ impl RawClient {
     }
 
     /// A simple reply's error and cookie.
-    pub(crate) fn reply(&mut self) -> Result<(u32, u64)> {
+    ///
+    /// # Errors
+    /// When none comes, or something else.
+    pub fn reply(&mut self) -> Result<(u32, u64)> {
         let header = self.read::<16>().context("simple reply")?;
         let magic = u32::from_be_bytes(header[..4].try_into()?);
         ensure!(magic == SIMPLE_REPLY, "magic {magic:#x}");
@@ -94,14 +109,21 @@ impl RawClient {
         ))
     }
 
-    pub(crate) fn read<const N: usize>(&mut self) -> Result<[u8; N]> {
+    /// Reads so many bytes.
+    ///
+    /// # Errors
+    /// When they do not come.
+    pub fn read<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         self.0.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
     /// The server hangs up, after at most a few replies.
-    pub(crate) fn expect_closed(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn expect_closed(&mut self) -> Result<()> {
         let mut rest = Vec::new();
         match std::io::Read::take(&mut self.0, 1 << 20).read_to_end(&mut rest) {
             Ok(len) if len < 1 << 20 => Ok(()),

@@ -1,0 +1,175 @@
+//! fio over NBD: a load whose every block carries its checksum.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::{programs, tool};
+
+/// Jobs of [`Verify`], each with an NBD connection and an area of its own.
+const JOBS: [(&str, &str); 4] = [
+    // All of it is written, then all of it is read: what a late write has spoiled meanwhile shows.
+    ("random", "rw=randwrite"),
+    ("synced", "rw=randwrite\nfsync=16"),
+    // Blocks are read soon after they were written.
+    ("mixed", "rw=randrw\nverify_backlog=32"),
+    ("sequential", "rw=write\nbs=128k\niodepth=2"),
+];
+
+/// One pass: every job writes its area once, in blocks of mixed sizes, and reads all of it back.
+#[derive(Debug, Clone)]
+pub struct Verify {
+    /// What to write to.
+    pub nbd_uri: String,
+    /// Contents and order depend on it: with another one in each pass, data of the pass before is recognised as wrong.
+    pub seed: u64,
+    /// Of each job.
+    pub area_bytes: u64,
+    /// Of each job, so that a pass takes its time and leaves the processors to others.
+    pub writes_per_second: u32,
+}
+
+/// What a pass has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Blocks written.
+    pub writes: u64,
+    /// Blocks read, all of them checked.
+    pub reads: u64,
+}
+
+/// A running pass.
+#[derive(Debug)]
+pub struct Pass {
+    process: Process,
+    report: PathBuf,
+    _dir: TempDir,
+}
+
+impl Verify {
+    /// Bytes from the start of the export that the jobs use together.
+    #[must_use]
+    pub fn all_areas_bytes(&self) -> u64 {
+        self.area_bytes * JOBS.len() as u64
+    }
+
+    /// Starts a pass.
+    ///
+    /// # Errors
+    /// When fio is not installed.
+    pub fn start(&self) -> Result<Pass> {
+        let dir = TempDir::with_prefix("fio-")?;
+        let (jobs, report) = (dir.path().join("jobs.fio"), dir.path().join("report.json"));
+        std::fs::write(&jobs, self.job_file())?;
+        let output = format!("--output={}", report.display());
+        let args = ["--output-format=json", &output, &jobs.to_string_lossy()];
+        let log = dir.path().join("log");
+        Ok(Pass {
+            process: Process::start("fio", &programs::system("fio")?, args, &[], &log)?,
+            report,
+            _dir: dir,
+        })
+    }
+
+    fn job_file(&self) -> String {
+        let Self {
+            nbd_uri,
+            seed,
+            area_bytes,
+            writes_per_second,
+        } = self;
+        let reads_per_second = writes_per_second * 4;
+        let mut text = format!(
+            "[global]\nioengine=nbd\nuri={nbd_uri}\nthread\niodepth=8\nsize={area_bytes}\n\
+             bssplit=4k/50:12k/20:64k/20:256k/10\nrandseed={seed}\n\
+             rate_iops={reads_per_second},{writes_per_second}\n\
+             verify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\nerror_dump=1\n"
+        );
+        for (number, (name, lines)) in (0_u64..).zip(JOBS) {
+            let offset = number * area_bytes;
+            let _ = writeln!(text, "[{name}]\noffset={offset}\n{lines}");
+        }
+        text
+    }
+}
+
+impl Pass {
+    /// Whether it is over.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub fn is_over(&mut self) -> Result<bool> {
+        Ok(self.process.status()?.is_some())
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When the end does not come in time, when any job reports any error, when fio's exit code is not 0, and when not
+    /// every block that was written has also been read.
+    pub fn finish(mut self, within: Duration) -> Result<Done> {
+        let status = self.process.wait_end(within)?;
+        let text = std::fs::read_to_string(&self.report).unwrap_or_default();
+        let said = || format!("fio: {status}\n{}\n{text}", self.process.log());
+        ensure!(status.success(), said());
+        // Notes may stand before the report.
+        let start = text.find('{').with_context(said)?;
+        let report: Value = serde_json::from_str(&text[start..]).with_context(said)?;
+        let jobs = report["jobs"].as_array().with_context(said)?;
+        ensure!(jobs.len() == JOBS.len(), said());
+        let mut done = Done::default();
+        for job in jobs {
+            ensure!(job["error"] == 0, said());
+            let count = |kind: &str| job[kind]["total_ios"].as_u64().with_context(said);
+            let (reads, writes) = (count("read")?, count("write")?);
+            ensure!(writes > 0 && reads >= writes, said());
+            done.reads += reads;
+            done.writes += writes;
+        }
+        Ok(done)
+    }
+}
+
+/// Bytes per second, reads and writes together, of a load without checks: 64 KiB at random, half reads, 32 at a time over two
+/// connections. It overwrites `size_bytes` from `offset_bytes` on.
+///
+/// # Errors
+/// When fio fails or sees an error.
+pub fn throughput(
+    nbd_uri: &str,
+    offset_bytes: u64,
+    size_bytes: u64,
+    time: Duration,
+) -> Result<f64> {
+    let report = tempfile::NamedTempFile::new()?;
+    let args = [
+        format!("--output={}", report.path().display()),
+        "--output-format=json".to_owned(),
+        "--name=throughput".to_owned(),
+        "--ioengine=nbd".to_owned(),
+        format!("--uri={nbd_uri}"),
+        "--thread".to_owned(),
+        "--numjobs=2".to_owned(),
+        "--group_reporting".to_owned(),
+        "--iodepth=16".to_owned(),
+        "--rw=randrw".to_owned(),
+        "--bs=64k".to_owned(),
+        format!("--offset={offset_bytes}"),
+        format!("--size={size_bytes}"),
+        "--time_based".to_owned(),
+        format!("--runtime={}ms", time.as_millis()),
+    ];
+    tool::run("fio", &args, time + Duration::from_secs(60))?;
+    let text = std::fs::read_to_string(report.path())?;
+    let report: Value =
+        serde_json::from_str(&text[text.find('{').with_context(|| text.clone())?..])?;
+    let job = &report["jobs"][0];
+    ensure!(job["error"] == 0, "{report:#}");
+    let rate = |kind: &str| job[kind]["bw_bytes"].as_f64().context("bw_bytes");
+    Ok(rate("read")? + rate("write")?)
+}
