@@ -70,6 +70,9 @@ impl Initiator {
         let recovery = &self.settings.recovery;
         // Nodes and attachments must not keep step with each other; the ISID is random enough for that.
         let seed = u64::from(berth_iscsi::pdu::crc32c(&intent.isid.0));
+        let mut connect = self.connect_options(self.settings.login_timeout.0);
+        // A reset of the LUN would end the commands of the other paths too, without an answer.
+        connect.session.lun_reset &= source.portals.len() == 1;
         VolumeSpec {
             name: name.to_string(),
             network: Arc::new(TcpNetwork),
@@ -81,7 +84,7 @@ impl Initiator {
                 source.auth.as_ref(),
                 intent.request.digests,
             ),
-            connect: self.connect_options(self.settings.login_timeout.0),
+            connect,
             lun: Lun::from_number(source.lun).expect("the API took it for a LUN"),
             read_only: intent.request.read_only,
             expected_identity: intent.identity.clone(),

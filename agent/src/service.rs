@@ -8,7 +8,7 @@ use berth_api::events::EventLog;
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentState, CheckResult, Connection, Counters, DeviceWish,
     Discovery, DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, OpCounters, Path, PathState,
-    Session, Source, SourceSummary, unix_ms_now,
+    Reason, Session, Source, SourceSummary, unix_ms_now,
 };
 use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService};
 
@@ -17,6 +17,7 @@ use crate::discovery::Discoverer;
 use crate::metrics;
 use crate::nbd::uri::Uri;
 use crate::nbd::wire::PAYLOAD_MAX_BYTES;
+use crate::plane::spec::PathView;
 use crate::plane::{SessionView, Snapshot};
 use crate::volume::{Known, Manager};
 
@@ -88,25 +89,41 @@ fn view(
     let geometry = known.volume().map(|volume| volume.geometry());
     let Source::Iscsi(source) = &request.source;
     let up = known.volume().is_some();
-    let session = snapshot.map(|snapshot| &snapshot.session);
     let paths = source
         .portals
         .iter()
         .map(|portal| {
-            let in_use = session.is_some_and(|s| s.portal == portal.to_string());
-            Path {
-                portal: portal.clone(),
-                state: match state {
-                    _ if in_use => PathState::Up,
-                    AttachmentState::Connecting => PathState::Connecting,
-                    _ if up => PathState::Down,
-                    _ => PathState::Down,
+            let asked = portal.to_string();
+            let view = snapshot.and_then(|snapshot| {
+                let found = |view: &&PathView| view.status.portal.to_string() == asked;
+                snapshot.paths.iter().find(found)
+            });
+            match view {
+                Some(view) => Path {
+                    portal: portal.clone(),
+                    state: view.status.state,
+                    since_unix_ms: view.status.since_unix_ms,
+                    reason: view.status.reason.as_ref().map(Reason::from),
                 },
-                since_unix_ms,
-                reason: if up { None } else { reason.clone() },
+                None => Path {
+                    portal: portal.clone(),
+                    state: match state {
+                        AttachmentState::Connecting => PathState::Connecting,
+                        _ => PathState::Down,
+                    },
+                    since_unix_ms,
+                    reason: reason.clone(),
+                },
             }
         })
         .collect();
+    let sessions = snapshot.map_or_else(Vec::new, |snapshot| {
+        let sessions = snapshot
+            .paths
+            .iter()
+            .filter_map(|path| path.session.as_ref());
+        sessions.map(session_view).collect()
+    });
     Attachment {
         name: known.name.clone(),
         state,
@@ -125,7 +142,7 @@ fn view(
         digests: request.digests,
         recovery_timeout_seconds: request.recovery_timeout_seconds,
         paths,
-        sessions: session.map(session_view).into_iter().collect(),
+        sessions,
         nbd_clients: snapshot.map_or(0, |snapshot| snapshot.clients),
         counters: counters(stats, snapshot, known.reconnects()),
     }

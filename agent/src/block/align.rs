@@ -14,9 +14,9 @@ const STEP_FLAG: RequestId = 1 << 63;
 /// A layer that lets requests start and end anywhere, on a device that knows whole blocks only.
 ///
 /// Reads fetch the whole blocks and give back the part that was asked for. Writes read the blocks at
-/// their ragged ends, merge and write whole blocks (read-modify-write). A read-modify-write touches
-/// bytes that its client did not name, so it never runs side by side with another write to the
-/// same blocks, whoever sent that; aligned writes among themselves are not held back.
+/// their ragged ends, merge and write whole blocks (read-modify-write). Writes that overlap never run side
+/// by side, whoever sent them: a read-modify-write touches bytes that its client did not name, and a
+/// write that has to be sent again after a lost session must not be overtaken by a later one.
 /// TRIM is rounded inward; WRITE ZEROES writes its ragged ends; BLOCK STATUS is rounded outward and
 /// cut. Ranges beyond the device are refused here, before anything is sent.
 pub struct Align<D> {
@@ -34,15 +34,13 @@ struct Range {
     id: RequestId,
     start: u64,
     end: u64,
-    /// A read-modify-write: nothing else may write here.
-    exclusive: bool,
 }
 
 struct Waiting {
     request: Request,
     start: u64,
     end: u64,
-    exclusive: bool,
+    ragged: bool,
 }
 
 /// What to do with an answer that belongs to a step of this layer.
@@ -117,41 +115,34 @@ impl<D: BlockDevice> Align<D> {
     }
 
     /// Whether a write to `start..end` must wait for one that is under way or waits already.
-    fn must_wait(&self, start: u64, end: u64, exclusive: bool, ahead: usize) -> bool {
+    fn must_wait(&self, start: u64, end: u64, ahead: usize) -> bool {
         let hits = |s: u64, e: u64| s < end && start < e;
-        self.writing
-            .iter()
-            .any(|r| (r.exclusive || exclusive) && hits(r.start, r.end))
+        self.writing.iter().any(|r| hits(r.start, r.end))
             || self
                 .waiting
                 .iter()
                 .take(ahead)
-                .any(|w| (w.exclusive || exclusive) && hits(w.start, w.end))
+                .any(|w| hits(w.start, w.end))
     }
 
     /// Starts a write-class request over the blocks `start..end`, now or when the range is free.
-    fn start_write(&mut self, request: Request, start: u64, end: u64, exclusive: bool) {
-        if self.must_wait(start, end, exclusive, self.waiting.len()) {
+    fn start_write(&mut self, request: Request, start: u64, end: u64, ragged: bool) {
+        if self.must_wait(start, end, self.waiting.len()) {
             self.waiting.push_back(Waiting {
                 request,
                 start,
                 end,
-                exclusive,
+                ragged,
             });
         } else {
-            self.run_write(request, start, end, exclusive);
+            self.run_write(request, start, end, ragged);
         }
     }
 
-    fn run_write(&mut self, request: Request, start: u64, end: u64, exclusive: bool) {
+    fn run_write(&mut self, request: Request, start: u64, end: u64, ragged: bool) {
         let id = request.id;
-        self.writing.push(Range {
-            id,
-            start,
-            end,
-            exclusive,
-        });
-        if !exclusive {
+        self.writing.push(Range { id, start, end });
+        if !ragged {
             self.device.submit(request);
             return;
         }
@@ -172,7 +163,7 @@ impl<D: BlockDevice> Align<D> {
                     usize::try_from(len_bytes).expect("ragged zeroes are cut to whole blocks");
                 (offset_bytes, Payload::zeroes(len), fua)
             }
-            _ => unreachable!("only writes are exclusive"),
+            _ => unreachable!("only writes are ragged"),
         };
         let block = u64::from(self.device.geometry().logical_block_bytes);
         let need_head = offset_bytes != start;
@@ -227,9 +218,9 @@ impl<D: BlockDevice> Align<D> {
         while index < self.waiting.len() {
             let w = &self.waiting[index];
             let touched = w.start < ended.end && ended.start < w.end;
-            if touched && !self.must_wait(w.start, w.end, w.exclusive, index) {
+            if touched && !self.must_wait(w.start, w.end, index) {
                 let w = self.waiting.remove(index).expect("the index is in range");
-                self.run_write(w.request, w.start, w.end, w.exclusive);
+                self.run_write(w.request, w.start, w.end, w.ragged);
             } else {
                 index += 1;
             }
@@ -334,7 +325,7 @@ impl<D: BlockDevice> Align<D> {
             parts_pending,
             error: None,
         });
-        for (from, to, start, stop, exclusive) in parts.into_iter().flatten() {
+        for (from, to, start, stop, ragged) in parts.into_iter().flatten() {
             let id = self.step(Step::ZeroPart { whole });
             self.start_write(
                 Request {
@@ -343,7 +334,7 @@ impl<D: BlockDevice> Align<D> {
                 },
                 start,
                 stop,
-                exclusive,
+                ragged,
             );
         }
     }

@@ -1,34 +1,36 @@
-//! A volume on its thread: the session, the layers, the NBD connections.
+//! A volume on its thread: the paths, the layers, the NBD connections.
 //!
 //! ```text
-//! nbd::connection (one task each) -> Client -> Hub -> stats -> align -> split -> fault -> Lun
-//!        ^                                      |                                         |
-//!        +---- completions, waker --------------+ <- pump <- on_events <- Driver (a task) -+
+//! nbd::connection (one task each) -> Client -> Hub -> stats -> align -> split -> fault -> Lun -> paths
+//!        ^                                      |                                                |
+//!        +---- completions, waker --------------+ <- pump <- on_events <- Driver (a task each) <-+
+//!
+//! PathTask (one each): sessions          keeper: timers, status
 //! ```
 
-use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::types::{Identity, unix_ms_now};
+use berth_api::types::Identity;
 use berth_api::{Code, Error};
-use berth_iscsi::net::{self, Connected, Driver, DriverOptions, Handle};
 use berth_iscsi::scsi::Cdb;
-use berth_iscsi::session::{CloseReason, Transfer};
+use berth_iscsi::session::{TaskManagement, Transfer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
-use super::keeper::Keeper;
-use super::spec::{SessionView, VolumeSpec};
-use super::transport::SessionTransport;
-use super::volume::{Ended, InUse, Ready, Shared, Snapshot, VolumeCommand};
+use super::context::{Context, PathHandle};
+use super::keeper;
+use super::path::{FirstAttempt, Live, Orders, PathTask, is_expected};
+use super::session::{self, Attempt, Opened};
+use super::spec::{PathSpec, Reconfigure, VolumeSpec};
+use super::volume::{Ended, InUse, Ready, Shared, VolumeCommand};
 use crate::block::align::Align;
 use crate::block::fault::Fault;
 use crate::block::hub::DynHub;
-use crate::block::lun::probe;
-use crate::block::lun::{Lun, LunControl, Port, Profile};
+use crate::block::lun::{Lun, LunOptions, Port, Profile, reservation};
 use crate::block::split::Split;
 use crate::block::stats::Stats;
 use crate::block::{Client, Hub};
@@ -36,6 +38,11 @@ use crate::nbd;
 use crate::nbd::connection::{End, Handover, Stop};
 use crate::volume::failure;
 use crate::volume::intent::KnownIdentity;
+
+/// Time for the end of connections to be noticed before an export counts as open.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
+/// Time for clients to take the last answers of a volume that cannot go on.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Brings a volume up, serves it until it ends, and says how it ended.
 pub(super) async fn run(
@@ -46,7 +53,7 @@ pub(super) async fn run(
 ) {
     let up = tokio::select! {
         biased;
-        up = bring_up(&spec, &shared) => up,
+        up = bring_up(spec, &shared) => up,
         // The attempt was given up.
         () = ready.closed() => return,
     };
@@ -60,181 +67,270 @@ pub(super) async fn run(
     let ended = if ready.send(Ok(facts)).is_ok() {
         volume.serve(commands).await
     } else {
-        volume.end().await;
-        Ended::Detached
+        volume.end().await
     };
     shared.ended.send_replace(Some(ended));
 }
 
-/// Where the session's events go: to the bare LUN while it is brought up, then to the hub.
-///
-/// The session refers to this and this to the session's users, in a circle. It is opened by
-/// [`SessionGuard`], at the end of the session in whatever way.
-#[derive(Default)]
-struct EventSink(RefCell<Option<Sink>>);
-
-enum Sink {
-    Port(Rc<Port>),
-    Hub(Rc<RefCell<DynHub>>),
-}
-
-impl EventSink {
-    fn set(&self, sink: Sink) {
-        *self.0.borrow_mut() = Some(sink);
-    }
-
-    fn on_events(&self) {
-        match &*self.0.borrow() {
-            Some(Sink::Port(port)) => port.pump_control(),
-            Some(Sink::Hub(hub)) => hub.borrow_mut().pump(),
-            None => {}
-        }
-    }
-}
-
-/// A session with its driver; both end when this is dropped.
-struct SessionGuard {
-    handle: Rc<Handle>,
-    driver: JoinHandle<()>,
-    sink: Rc<EventSink>,
-}
-
-impl Drop for SessionGuard {
-    fn drop(&mut self) {
-        self.driver.abort();
-        self.sink.0.borrow_mut().take();
-    }
-}
-
 /// A volume that is up.
 struct LocalVolume {
-    spec: VolumeSpec,
-    session: SessionGuard,
-    hub: Rc<RefCell<DynHub>>,
-    lun: LunControl,
-    view: SessionView,
-    close_reason: Rc<RefCell<Option<CloseReason>>>,
-    /// Ends when the session is lost.
+    context: Rc<Context>,
+    /// Each ends with whether nothing of its path is left at the target.
+    paths: JoinSet<(u16, bool)>,
+    /// Paths of which something may be left.
+    unclean: bool,
     keeper: JoinHandle<()>,
     connections: JoinSet<End>,
     stop: Stop,
     /// No new connections: it is being taken away.
     ending: bool,
+    /// I/O in flight has no claim to be finished.
+    forced: bool,
 }
 
-/// Logs in at the first portal that lets us.
-async fn connect(spec: &VolumeSpec) -> Result<(Connected, String), Error> {
-    let mut first = None;
-    for portal in spec.paths.iter().map(|path| &path.portal) {
-        match net::connect(
-            &*spec.network,
-            slice::from_ref(portal),
-            spec.login.clone(),
-            &spec.connect,
-        )
-        .await
-        {
-            Ok(connected) => return Ok((connected, portal.to_string())),
-            Err(error) => {
-                tracing::warn!(volume = spec.name, %portal, %error, "portal cannot be used");
-                first.get_or_insert_with(|| failure::from_connect(error, &spec.target));
-            }
+/// First attempts on all paths, until one works.
+struct FirstAttempts {
+    pending: Vec<(usize, FirstAttempt)>,
+    done: Vec<(usize, Attempt)>,
+}
+
+impl FirstAttempts {
+    fn start(spec: &Rc<VolumeSpec>) -> Self {
+        let attempt = |(at, path): (usize, &PathSpec)| {
+            let (spec, path) = (Rc::clone(spec), path.clone());
+            let detours = if spec.unclean {
+                detours_at_start(&spec, &path)
+            } else {
+                Vec::new()
+            };
+            let future: FirstAttempt =
+                Box::pin(async move { session::open(&spec, &path, detours).await });
+            (at, future)
+        };
+        Self {
+            pending: spec.paths.iter().enumerate().map(attempt).collect(),
+            done: Vec::new(),
         }
     }
-    Err(first.unwrap_or_else(|| Error::new(Code::InvalidArgument, "no portal was given")))
+
+    /// The next attempt that has a session; `None` when there is no other.
+    async fn next_opened(&mut self) -> Option<(usize, Box<Opened>)> {
+        while !self.pending.is_empty() {
+            let (at, attempt) = std::future::poll_fn(|cx| {
+                for index in 0..self.pending.len() {
+                    if let std::task::Poll::Ready(attempt) =
+                        Pin::new(&mut self.pending[index].1).poll(cx)
+                    {
+                        let (at, _) = self.pending.remove(index);
+                        return std::task::Poll::Ready((at, attempt));
+                    }
+                }
+                std::task::Poll::Pending
+            })
+            .await;
+            match attempt {
+                Attempt::Opened(opened) => return Some((at, opened)),
+                other => self.done.push((at, other)),
+            }
+        }
+        None
+    }
+
+    /// Why none works: what the first portal said.
+    fn error(&self) -> Error {
+        let errors = self.done.iter().filter_map(|(at, attempt)| match attempt {
+            Attempt::Failed(error) | Attempt::Unusable(error) => Some((at, error)),
+            _ => None,
+        });
+        errors.min_by_key(|(at, _)| **at).map_or_else(
+            || Error::new(Code::InvalidArgument, "no portal was given"),
+            |(_, error)| error.clone(),
+        )
+    }
+
+    /// What is left, by path.
+    fn into_attempts(self) -> Vec<(usize, FirstAttempt)> {
+        let done = self.done.into_iter().map(|(at, attempt)| {
+            let ready: FirstAttempt = Box::pin(std::future::ready(attempt));
+            (at, ready)
+        });
+        self.pending.into_iter().chain(done).collect()
+    }
 }
 
-async fn bring_up(spec: &VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume, Ready), Error> {
-    let (connected, portal) = connect(spec).await?;
-    let view = session_view(&connected, portal);
-    let sink = Rc::new(EventSink::default());
-    let on_events = {
-        let sink = Rc::clone(&sink);
-        Box::new(move |_: &Handle| sink.on_events())
+fn detours_at_start(spec: &VolumeSpec, path: &PathSpec) -> Vec<berth_iscsi::name::Portal> {
+    let Some(group) = path.known_group else {
+        return Vec::new();
     };
-    let Connected {
-        stream,
-        session,
-        receive,
-        ..
-    } = connected;
-    let (handle, driver) = Driver::new(
-        stream,
-        session,
-        receive,
-        DriverOptions::default(),
-        on_events,
-    );
-    let driver = tokio::task::spawn_local(driver.run());
-    let session = SessionGuard {
-        handle,
-        driver,
-        sink,
-    };
-    let close_reason = Rc::default();
-    let transport = SessionTransport::new(Rc::clone(&session.handle), Rc::clone(&close_reason));
-    let port = Port::new(Box::new(transport), spec.lun, spec.command_timeout);
-    session.sink.set(Sink::Port(Rc::clone(&port)));
-    let profile = match probe::probe(&port).await {
-        Ok(profile) => profile,
-        Err(error) => {
-            let reason = close_reason.borrow_mut().take();
-            return Err(match reason {
-                Some(reason) => lost(spec, reason),
-                None => failure::from_probe(error, spec.lun, &spec.target),
-            });
+    let others = spec
+        .paths
+        .iter()
+        .filter(|other| other.index != path.index && other.known_group == Some(group));
+    others.map(|other| other.portal.clone()).collect()
+}
+
+async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume, Ready), Error> {
+    let spec = Rc::new(spec);
+    let mut attempts = FirstAttempts::start(&spec);
+    let (at, opened) = loop {
+        let Some((at, opened)) = attempts.next_opened().await else {
+            return Err(attempts.error());
+        };
+        if spec.paths[at].retired {
+            attempts.done.push((at, Attempt::Opened(opened)));
+            continue;
+        }
+        match admit(&spec, &opened).await {
+            Ok(()) => break (at, opened),
+            Err(error) if !error.is_retryable() => {
+                opened
+                    .session
+                    .end(Instant::now() + spec.logout_timeout)
+                    .await;
+                return Err(error);
+            }
+            Err(error) => {
+                opened
+                    .session
+                    .end(Instant::now() + spec.logout_timeout)
+                    .await;
+                attempts.done.push((at, Attempt::Unusable(error)));
+            }
         }
     };
+    let profile = opened.found.profile.clone();
     let facts = ready(&profile);
     tracing::info!(
-        volume = spec.name, target = spec.target, lun = %spec.lun, portal = view.portal,
+        volume = spec.name, target = spec.target, lun = %spec.lun,
         identity = facts.identity.as_ref().map(|i| i.designator.as_str()),
-        size_bytes = profile.size_bytes(), "logged in"
+        size_bytes = profile.size_bytes(), "volume is up"
     );
-    let (lun, control) = Lun::new(port, profile, spec.read_only);
+    let options = LunOptions {
+        read_only: spec.read_only,
+        recovery_timeout: spec.recovery_timeout,
+        stale_session_timeout: spec.stale_session_timeout,
+        cache_loss: spec.cache_loss,
+        queue_depth_max: spec.queue_depth_max,
+    };
+    let (lun, control) = Lun::new(profile, options);
     let device = Fault::new(lun, Arc::clone(&shared.faults));
     let device = Stats::new(Align::new(Split::new(device)), Arc::clone(&shared.stats));
     shared.geometry.send_replace(Some(control.geometry()));
-    let hub: Rc<RefCell<DynHub>> = Hub::new(device);
-    session.sink.set(Sink::Hub(Rc::clone(&hub)));
-    let keeper = Keeper {
-        volume: spec.name.clone(),
-        lun: control.clone(),
-        hub: Rc::clone(&hub),
-        shared: Arc::clone(shared),
-    };
-    let volume = LocalVolume {
-        spec: spec.clone(),
-        session,
-        hub,
-        lun: control,
-        view,
-        close_reason,
-        keeper: tokio::task::spawn_local(keeper.run()),
+    let hub: Rc<std::cell::RefCell<DynHub>> = Hub::new(device);
+    let context = Context::new((*spec).clone(), Arc::clone(shared), control, hub);
+    let keeper = tokio::task::spawn_local(keeper::keep(Rc::clone(&context)));
+    let mut volume = LocalVolume {
+        context,
+        paths: JoinSet::new(),
+        unclean: false,
+        keeper,
         connections: JoinSet::new(),
         stop: Stop::new(),
         ending: false,
+        forced: false,
     };
+    let mut attempts = attempts.into_attempts();
+    let first: FirstAttempt = Box::pin(std::future::ready(Attempt::Opened(opened)));
+    attempts.push((at, first));
+    attempts.sort_by_key(|(at, _)| *at);
+    for (at, attempt) in attempts {
+        volume.add_path(&spec.paths[at], spec.unclean, Some(attempt));
+    }
     Ok((volume, facts))
 }
 
+/// The checks before a volume takes its first I/O: is it the unit that it was, may we write to it.
+async fn admit(spec: &VolumeSpec, opened: &Opened) -> Result<(), Error> {
+    if !is_expected(spec.expected_identity.as_ref(), &opened.found.profile) {
+        return Err(failure::identity_changed(&spec.target));
+    }
+    if let Some(fence) = spec.fence {
+        let held = reservation::admit(&*opened.session.port, fence.key, fence.claim)
+            .await
+            .map_err(|error| failure::from_fence(error, &spec.target))?;
+        tracing::info!(volume = spec.name, key = %fence.key, ?held, "the reservation is held");
+        if held.must_clear_task_set {
+            clear_task_set(&opened.session.port, &spec.target).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends what the former holder may have left in the unit's queue, before we send anything.
+async fn clear_task_set(port: &Port, target: &str) -> Result<(), Error> {
+    for function in [
+        TaskManagement::ClearTaskSet,
+        TaskManagement::LogicalUnitReset,
+    ] {
+        match port.manage(function).await {
+            Ok(()) => return Ok(()),
+            Err(crate::block::Error::NotSupported) => {}
+            Err(_) => {
+                return Err(failure::lost(
+                    "while the former holder's commands were ended",
+                ));
+            }
+        }
+    }
+    let detail = format!(
+        "target {target} cannot end the commands of the former holder: it has neither PREEMPT AND ABORT nor \
+         CLEAR TASK SET nor LOGICAL UNIT RESET"
+    );
+    Err(Error::new(Code::TargetIncompatible, detail))
+}
+
 impl LocalVolume {
-    /// Serves until it is told to end or the session is lost.
+    fn add_path(&mut self, spec: &PathSpec, haunted: bool, first: Option<FirstAttempt>) {
+        let context = &self.context;
+        context.board.add(spec);
+        let handle = PathHandle {
+            id: context.lun.add_path(haunted),
+            spec: spec.clone(),
+            orders: Rc::<Orders>::default(),
+            live: Rc::<Live>::default(),
+        };
+        let task = PathTask {
+            volume: Rc::clone(context),
+            spec: spec.clone(),
+            id: handle.id,
+            orders: Rc::clone(&handle.orders),
+            live: Rc::clone(&handle.live),
+        };
+        context.paths.borrow_mut().push(handle);
+        let first = first.unwrap_or_else(|| {
+            let (context, spec) = (Rc::clone(context), spec.clone());
+            Box::pin(async move { session::open(&context.spec, &spec, Vec::new()).await })
+        });
+        let index = spec.index;
+        self.paths
+            .spawn_local(async move { (index, task.run(first).await) });
+    }
+
+    /// Serves until it is told to end or cannot go on.
     async fn serve(mut self, mut commands: mpsc::Receiver<VolumeCommand>) -> Ended {
+        let context = Rc::clone(&self.context);
         loop {
             let command = tokio::select! {
                 biased;
+                () = context.over.notified() => return self.give_up().await,
                 command = commands.recv() => command,
                 Some(end) = self.connections.join_next() => {
-                    log_end(&self.spec.name, end);
+                    log_end(&context.spec.name, end);
                     continue;
                 }
-                _ = &mut self.keeper => return self.session_lost(),
+                Some(end) = self.paths.join_next() => {
+                    self.on_path_end(end);
+                    continue;
+                }
             };
             match command {
                 Some(VolumeCommand::Serve(handover)) => self.serve_client(*handover),
                 Some(VolumeCommand::Snapshot(answer)) => {
-                    let _ = answer.send(self.snapshot());
+                    let _ = answer.send(context.snapshot(self.clients()));
+                }
+                Some(VolumeCommand::Configure { change, answer }) => {
+                    self.configure(change);
+                    let _ = answer.send(Ok(()));
                 }
                 Some(VolumeCommand::BeginDetach { force, answer }) => {
                     if !force {
@@ -245,25 +341,72 @@ impl LocalVolume {
                         let _ = answer.send(Err(InUse { clients }));
                     } else {
                         self.ending = true;
+                        self.forced = force;
                         let _ = answer.send(Ok(()));
                     }
                 }
-                Some(VolumeCommand::End) | None => {
-                    self.end().await;
-                    return Ended::Detached;
-                }
+                Some(VolumeCommand::End) | None => return self.end().await,
             }
+        }
+    }
+
+    /// Changes what may be changed while it serves.
+    fn configure(&mut self, change: Reconfigure) {
+        let context = Rc::clone(&self.context);
+        context.lun.set_recovery_timeout(change.recovery_timeout);
+        let by = Instant::now() + context.spec.logout_timeout;
+        let mut known = Vec::new();
+        for path in context.paths.borrow_mut().iter_mut() {
+            known.push(path.spec.index);
+            let kept = change
+                .paths
+                .iter()
+                .any(|wanted| wanted.index == path.spec.index && !wanted.retired);
+            if !kept && !path.spec.retired {
+                path.spec.retired = true;
+                context.board.retire(path.spec.index);
+                path.orders.stop(by);
+            }
+        }
+        for path in change.paths {
+            if !path.retired && !known.contains(&path.index) {
+                self.add_path(&path, false, None);
+            }
+        }
+    }
+
+    /// A path's task has ended: it was told to, or it can never work again.
+    fn on_path_end(&mut self, end: Result<(u16, bool), tokio::task::JoinError>) {
+        let (index, clean) = match end {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::error!(volume = self.context.spec.name, %error, "a path's task failed");
+                self.unclean = true;
+                return;
+            }
+        };
+        self.unclean |= !clean;
+        let mut paths = self.context.paths.borrow_mut();
+        let Some(at) = paths.iter().position(|path| path.spec.index == index) else {
+            return;
+        };
+        // A failed path stays on the board, for people; one whose old session may live on stays a haunt.
+        if paths[at].spec.retired && clean {
+            let path = paths.remove(at);
+            drop(paths);
+            self.context.lun.remove_path(path.id);
+            self.context.board.remove(index);
         }
     }
 
     /// Gives clients that have just disconnected the moment that it takes to notice: a script that
     /// copies and then detaches must not be told that the export is open.
     async fn wait_for_goodbyes(&mut self) {
-        let deadline = tokio::time::Instant::now() + GOODBYE_LIMIT;
+        let deadline = Instant::now() + GOODBYE_LIMIT;
         while let Ok(Some(end)) =
             tokio::time::timeout_at(deadline, self.connections.join_next()).await
         {
-            log_end(&self.spec.name, end);
+            log_end(&self.context.spec.name, end);
         }
     }
 
@@ -275,83 +418,101 @@ impl LocalVolume {
         if self.ending {
             return; // Dropping it closes the connection.
         }
-        let client = Client::new(Rc::clone(&self.hub));
-        let serve = nbd::connection::serve(handover, client, self.spec.nbd, self.stop.clone());
+        let client = Client::new(Rc::clone(&self.context.hub));
+        let limits = self.context.spec.nbd;
+        let serve = nbd::connection::serve(handover, client, limits, self.stop.clone());
         self.connections.spawn_local(serve);
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let (commands, decoder) = self
-            .session
-            .handle
-            .with_session(|session, _| (session.counters().commands, session.decoder_counters()));
-        Snapshot {
-            session: self.view.clone(),
-            clients: self.clients(),
-            commands,
-            digests_checked: decoder.header_digests + decoder.data_digests,
-            digest_errors: decoder.header_digest_errors + decoder.data_digest_errors,
-        }
-    }
-
-    fn session_lost(mut self) -> Ended {
-        // Every request was answered with an error; clients get these answers before the end.
-        self.hub.borrow_mut().pump();
-        self.hub.borrow_mut().close();
+    /// It cannot go on: every request was answered with an error; clients get these answers before the end.
+    async fn give_up(mut self) -> Ended {
+        self.context.hub.borrow_mut().pump();
+        self.context.hub.borrow_mut().close();
         self.stop.drain();
-        let reason = self.close_reason.borrow_mut().take();
-        let error = match reason {
-            Some(reason) => lost(&self.spec, reason),
-            None => failure::identity_changed(&self.spec.target),
-        };
         // The connections end by themselves once their clients have the answers.
         let mut connections = std::mem::take(&mut self.connections);
         tokio::task::spawn_local(async move {
             let all = async { while connections.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
         });
-        Ended::SessionLost(error)
+        self.stop_paths(Instant::now() + self.context.spec.logout_timeout)
+            .await;
+        let failed = self.context.board.failed();
+        Ended::Failed(failed.unwrap_or_else(|| failure::lost("the volume cannot go on")))
     }
 
-    /// Ends in good order: answers what is in flight, flushes the unit's cache, logs out.
-    async fn end(mut self) {
-        let deadline = tokio::time::Instant::now() + self.spec.logout_timeout;
+    /// Ends in good order: answers what is in flight, flushes the unit's cache, gives the reservation back,
+    /// logs out.
+    async fn end(mut self) -> Ended {
+        let context = Rc::clone(&self.context);
+        let deadline = Instant::now() + context.spec.logout_timeout;
         self.stop.drain();
-        let drained = async { while self.connections.join_next().await.is_some() {} };
-        if tokio::time::timeout_at(deadline, drained).await.is_err() {
-            tracing::warn!(
-                volume = self.spec.name,
-                "I/O did not end in time and is given up"
-            );
+        if self.forced || !self.drain_until(deadline).await {
+            tracing::warn!(volume = context.spec.name, "I/O in flight is given up");
             self.stop.cut();
-            self.lun.fail_all(crate::block::Error::Gone);
-            self.hub.borrow_mut().pump();
+            context.lun.fail_all(crate::block::Error::Gone);
+            context.hub.borrow_mut().pump();
         }
-        if self.lun.profile().write_cache {
-            // A client that did not flush has no claim to it, but it costs little.
-            let port = self.lun.port();
-            let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
-            let _ = tokio::time::timeout_at(deadline, flush).await;
+        // With I/O given up there is no claim to much more time, nor none at all.
+        let last_words = Instant::now() + LAST_WORDS;
+        let deadline = if self.forced {
+            last_words
+        } else {
+            deadline.max(last_words)
+        };
+        if let Some(port) = context.lun.port() {
+            if context.lun.profile().write_cache {
+                // A client that did not flush has no claim to it, but it costs little.
+                let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
+                let _ = tokio::time::timeout_at(deadline, flush).await;
+            }
+            if let Some(fence) = context.spec.fence {
+                let release = reservation::release(&*port, fence.key);
+                match tokio::time::timeout_at(deadline, release).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(
+                        volume = context.spec.name, %error, "the reservation was not given back"
+                    ),
+                    Err(_) => tracing::warn!(
+                        volume = context.spec.name,
+                        "the reservation was not given back in time"
+                    ),
+                }
+            }
+        }
+        self.stop_paths(deadline).await;
+        let clean = !self.unclean;
+        tracing::info!(volume = context.spec.name, clean, "volume ended");
+        Ended::Detached { clean }
+    }
+
+    /// Waits for the connections to end. Returns whether they did.
+    async fn drain_until(&mut self, deadline: Instant) -> bool {
+        let drained = async { while self.connections.join_next().await.is_some() {} };
+        tokio::time::timeout_at(deadline, drained).await.is_ok()
+    }
+
+    /// Ends all paths, at the deadline at the latest.
+    async fn stop_paths(&mut self, deadline: Instant) {
+        for path in self.context.paths.borrow().iter() {
+            path.orders.stop(deadline);
+        }
+        while let Some(end) = self.paths.join_next().await {
+            self.on_path_end(end);
         }
         self.keeper.abort();
-        self.session
-            .handle
-            .with_session(|session, now| session.logout(now));
-        let logged_out = &mut self.session.driver;
-        if tokio::time::timeout_at(deadline, logged_out).await.is_err() {
-            tracing::warn!(
-                volume = self.spec.name,
-                "the target did not answer the logout in time"
-            );
-        }
-        tracing::info!(volume = self.spec.name, "logged out");
     }
 }
 
-/// Time for the end of connections to be noticed before an export counts as open.
-const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
-/// Time for clients to take the last answers after the session was lost.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+impl Drop for LocalVolume {
+    fn drop(&mut self) {
+        // The keeper holds the context, which would outlive everything else.
+        self.keeper.abort();
+    }
+}
+
+/// Least time for the last words to a target, when I/O used up the logout timeout.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 fn log_end(volume: &str, end: Result<End, tokio::task::JoinError>) {
     match end {
@@ -360,16 +521,6 @@ fn log_end(volume: &str, end: Result<End, tokio::task::JoinError>) {
         }
         Ok(end) => tracing::info!(volume, %end, "NBD connection ended"),
         Err(error) => tracing::error!(volume, %error, "NBD connection task failed"),
-    }
-}
-
-fn lost(spec: &VolumeSpec, reason: CloseReason) -> Error {
-    match reason {
-        CloseReason::Failed(error) => failure::from_iscsi(error, &spec.target, None),
-        CloseReason::DroppedByTarget { .. } => failure::lost("the target dropped it"),
-        CloseReason::LoggedOut { cause, .. } => {
-            failure::lost(format_args!("it was logged out ({cause:?})"))
-        }
     }
 }
 
@@ -398,50 +549,5 @@ fn ready(profile: &Profile) -> Ready {
             designator,
             block_bytes: profile.block_bytes,
         }),
-    }
-}
-
-fn session_view(connected: &Connected, portal: String) -> SessionView {
-    let login = connected.session.login();
-    let n = connected.session.negotiated();
-    let yes_no = |yes| if yes { "Yes" } else { "No" }.to_owned();
-    let digest = |on| if on { "CRC32C" } else { "None" }.to_owned();
-    let negotiated = [
-        ("HeaderDigest", digest(n.header_digest)),
-        ("DataDigest", digest(n.data_digest)),
-        ("InitialR2T", yes_no(n.initial_r2t)),
-        ("ImmediateData", yes_no(n.immediate_data)),
-        ("MaxBurstLength", n.max_burst_bytes.to_string()),
-        ("FirstBurstLength", n.first_burst_bytes.to_string()),
-        ("MaxOutstandingR2T", n.max_outstanding_r2t.to_string()),
-        (
-            "MaxRecvDataSegmentLength",
-            n.max_recv_data_segment_bytes.to_string(),
-        ),
-        (
-            "TargetMaxRecvDataSegmentLength",
-            n.peer_max_recv_data_segment_bytes.to_string(),
-        ),
-        ("ErrorRecoveryLevel", n.error_recovery_level.to_string()),
-        ("MaxConnections", n.max_connections.to_string()),
-        ("DefaultTime2Wait", n.time2wait_s.to_string()),
-        ("DefaultTime2Retain", n.time2retain_s.to_string()),
-    ];
-    SessionView {
-        portal,
-        isid: login.isid,
-        tsih: login.tsih.0,
-        cid: login.cid.0,
-        portal_group_tag: n.target_portal_group_tag,
-        local: connected
-            .stream
-            .local_addr()
-            .map_or_else(|_| String::new(), |a| a.to_string()),
-        peer: connected.address.to_string(),
-        since_unix_ms: unix_ms_now(),
-        negotiated: negotiated
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
     }
 }

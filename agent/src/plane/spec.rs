@@ -11,6 +11,7 @@ use berth_iscsi::net::{ConnectOptions, Network};
 use berth_iscsi::scsi::alua::AccessState;
 use berth_iscsi::types::{Isid, Lun};
 
+pub use crate::block::lun::CacheLossPolicy;
 use crate::block::lun::reservation::{Claim, Key};
 use crate::nbd;
 use crate::volume::intent::KnownIdentity;
@@ -89,16 +90,6 @@ pub struct FenceSpec {
     pub key: Key,
     /// What may be taken, and from whom. For the first path that comes up; later ones join it.
     pub claim: Claim,
-}
-
-/// What is done when a unit with a volatile cache was reset while writes were not flushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheLossPolicy {
-    /// It is counted, logged and told as an event.
-    #[default]
-    Report,
-    /// The next flush of each client fails too, so that whoever relied on it learns of it.
-    FailFlush,
 }
 
 /// What is changed while a volume is up.

@@ -8,7 +8,9 @@ use berth_api::types::Identity;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::local;
-use super::spec::{SessionView, VolumeSpec};
+use super::spec::{
+    PathView, Reconfigure, RecoveryCounters, VolumeHealth, VolumeSpec, VolumeStatus,
+};
 use super::thread::Place;
 use crate::block::Geometry;
 use crate::block::fault::FaultSwitches;
@@ -33,8 +35,8 @@ pub struct Ready {
 /// How a volume stands at this moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Its session.
-    pub session: SessionView,
+    /// Its paths, by index.
+    pub paths: Vec<PathView>,
     /// NBD connections that have it open.
     pub clients: u32,
     /// SCSI commands sent.
@@ -43,15 +45,20 @@ pub struct Snapshot {
     pub digests_checked: u64,
     /// Digests that were wrong.
     pub digest_errors: u64,
+    /// What recovery had to do.
+    pub recovery: RecoveryCounters,
 }
 
 /// How a volume ended.
 #[derive(Debug, Clone)]
 pub enum Ended {
     /// On request.
-    Detached,
-    /// The session was lost.
-    SessionLost(Error),
+    Detached {
+        /// Nothing of it is left at the target: every session was logged out.
+        clean: bool,
+    },
+    /// It cannot go on: another node took it over, or it is another unit.
+    Failed(Error),
 }
 
 /// The volume is open.
@@ -65,6 +72,10 @@ pub struct InUse {
 pub(super) enum VolumeCommand {
     Serve(Box<nbd::connection::Handover>),
     Snapshot(oneshot::Sender<Snapshot>),
+    Configure {
+        change: Reconfigure,
+        answer: oneshot::Sender<Result<(), Error>>,
+    },
     BeginDetach {
         force: bool,
         answer: oneshot::Sender<Result<(), InUse>>,
@@ -77,6 +88,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<IoStats>,
     pub(super) faults: Arc<FaultSwitches>,
     pub(super) geometry: watch::Sender<Option<Geometry>>,
+    pub(super) status: watch::Sender<VolumeStatus>,
     pub(super) ended: watch::Sender<Option<Ended>>,
 }
 
@@ -93,7 +105,7 @@ impl Volume {
     /// ends the attempt.
     ///
     /// # Errors
-    /// The first portal's reason when all failed, or why the unit cannot be used.
+    /// What the first portal said when every path failed; or at once when the reason will not pass.
     pub async fn attach(place: Place, spec: VolumeSpec) -> Result<Self, Error> {
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
         let (up, ready) = oneshot::channel();
@@ -101,6 +113,10 @@ impl Volume {
             stats: Arc::default(),
             faults: Arc::default(),
             geometry: watch::Sender::new(None),
+            status: watch::Sender::new(VolumeStatus {
+                health: VolumeHealth::Up,
+                paths: Vec::new(),
+            }),
             ended: watch::Sender::new(None),
         });
         let theirs = Arc::clone(&shared);
@@ -168,6 +184,26 @@ impl Volume {
         tokio::time::timeout(SNAPSHOT_TIMEOUT, look).await.ok()?
     }
 
+    /// How it stands, from now on.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<VolumeStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// Changes it while it is up.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub async fn configure(&self, change: Reconfigure) -> Result<(), Error> {
+        let ended = || Error::internal("the volume has ended meanwhile");
+        let (answer, receiver) = oneshot::channel();
+        self.commands
+            .send(VolumeCommand::Configure { change, answer })
+            .await
+            .map_err(|_| ended())?;
+        receiver.await.map_err(|_| ended())?
+    }
+
     /// Takes no more NBD connections, unless some are open and `force` is not set.
     ///
     /// # Errors
@@ -196,8 +232,8 @@ impl Volume {
     pub async fn wait_ended(&self) -> Ended {
         let mut ended = self.shared.ended.subscribe();
         match ended.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().unwrap_or(Ended::Detached),
-            Err(_) => Ended::Detached,
+            Ok(ended) => ended.clone().unwrap_or(Ended::Detached { clean: false }),
+            Err(_) => Ended::Detached { clean: false },
         }
     }
 }

@@ -334,8 +334,8 @@ impl Task {
             tokio::select! {
                 ended = volume.wait_ended() => {
                     let error = match ended {
-                        Ended::SessionLost(error) => error,
-                        Ended::Detached => failure::lost("the data plane has stopped"),
+                        Ended::Failed(error) => error,
+                        Ended::Detached { .. } => failure::lost("the data plane has stopped"),
                     };
                     return Next::Failed(error.with_attachment(&self.name));
                 }

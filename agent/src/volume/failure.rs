@@ -87,7 +87,6 @@ pub(crate) fn from_probe(error: ProbeError, lun: Lun, target: &str) -> Error {
 }
 
 /// The unit cannot be made ours, or is not ours any more.
-#[allow(dead_code, reason = "for the data plane, which is about to have paths")]
 pub(crate) fn from_fence(error: FenceError, target: &str) -> Error {
     let code = match &error {
         FenceError::HeldBy { .. } => Code::AttachedElsewhere,
@@ -117,16 +116,6 @@ pub(crate) fn from_fence(error: FenceError, target: &str) -> Error {
         _ => problem,
     }
     .with_cause(error)
-}
-
-/// The target refused a command because of another node's reservation.
-#[allow(dead_code, reason = "for the data plane, which is about to have paths")]
-pub(crate) fn fenced(target: &str) -> Error {
-    let detail = format!(
-        "another node took the LUN of target {target} over: the target refuses our commands \
-         (RESERVATION CONFLICT); nothing more is sent to it"
-    );
-    Error::new(Code::Fenced, detail)
 }
 
 /// The LUN is another unit than it was, or cannot be shown to be the same.

@@ -1,5 +1,7 @@
 //! One block request as the SCSI commands that carry it out.
 
+use std::time::Instant;
+
 use berth_iobuf::Payload;
 use berth_iscsi::pdu::Residual;
 use berth_iscsi::scsi::Cdb;
@@ -18,6 +20,8 @@ pub(super) const LBA_STATUS_BYTES: u32 = 8 + 16 * 256;
 pub(super) struct Job {
     /// Who asked.
     pub(super) id: RequestId,
+    /// Place among all requests, by the time they came.
+    pub(super) order: u64,
     /// The command in flight, or waiting to be sent again.
     pub(super) step: Step,
     /// The rest of a range that takes several commands.
@@ -31,13 +35,32 @@ pub(super) struct Job {
     /// Times that the present command was sent again.
     pub(super) retries: u32,
     /// When the present command failed for the first time, for limits on retrying.
-    pub(super) failing_since: Option<std::time::Instant>,
+    pub(super) failing_since: Option<Instant>,
+    /// Where its command is in flight, and since when if that is measured.
+    pub(super) path: Option<usize>,
+    pub(super) sent_at: Option<Instant>,
+    /// Counts its commands, so that the ending of one is not taken for that of another.
+    pub(super) attempt: u32,
+    /// What it did is in the unit's cache and not known to be durable.
+    pub(super) cached: bool,
+    /// The first command, to begin again when the cache was lost before the end, and the count of such
+    /// losses when it was begun.
+    pub(super) first: Option<Box<First>>,
+}
+
+/// How a job of several commands began.
+#[derive(Debug, Clone)]
+pub(super) struct First {
+    pub(super) step: Step,
+    pub(super) rest: Option<Rest>,
+    pub(super) cache_losses: u64,
 }
 
 impl Job {
     pub(super) const fn new(id: RequestId, step: Step) -> Self {
         Self {
             id,
+            order: 0,
             step,
             rest: None,
             then_sync: false,
@@ -45,6 +68,11 @@ impl Job {
             form_switched: false,
             retries: 0,
             failing_since: None,
+            path: None,
+            sent_at: None,
+            attempt: 0,
+            cached: false,
+            first: None,
         }
     }
 
@@ -220,6 +248,43 @@ impl Step {
             // No data, or a list: one that is shorter than the room for it, or the ranges of an UNMAP,
             // which tgt answers with GOOD and a residual although it has carried all of them out.
             Self::SyncAll | Self::LbaStatus { .. } | Self::Unmap { .. } => true,
+        }
+    }
+
+    /// Whether it may change what the medium holds.
+    pub(super) fn changes_data(&self) -> bool {
+        match self {
+            Self::Write { .. }
+            | Self::WriteZeroData { .. }
+            | Self::WriteSame { .. }
+            | Self::Unmap { .. } => true,
+            Self::Read { .. } | Self::SyncAll | Self::LbaStatus { .. } => false,
+        }
+    }
+
+    /// The blocks that it touches: first, and behind the last.
+    pub(super) fn range(&self) -> (u64, u64) {
+        match self {
+            Self::Read { lba, blocks }
+            | Self::Write { lba, blocks, .. }
+            | Self::WriteZeroData { lba, blocks }
+            | Self::WriteSame { lba, blocks, .. }
+            | Self::Unmap { lba, blocks } => (*lba, lba.saturating_add(u64::from(*blocks))),
+            Self::LbaStatus { lba, blocks } => (*lba, lba.saturating_add(*blocks)),
+            Self::SyncAll => (0, u64::MAX),
+        }
+    }
+
+    /// Bytes that move with it, as far as they matter for how long it takes.
+    pub(super) fn len_bytes(&self, block_bytes: u32) -> u64 {
+        match self {
+            Self::Read { blocks, .. }
+            | Self::Write { blocks, .. }
+            | Self::WriteZeroData { blocks, .. } => u64::from(*blocks) * u64::from(block_bytes),
+            Self::WriteSame { .. }
+            | Self::Unmap { .. }
+            | Self::SyncAll
+            | Self::LbaStatus { .. } => 0,
         }
     }
 

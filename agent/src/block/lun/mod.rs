@@ -1,40 +1,86 @@
-//! The bottom layer: block requests become SCSI commands of one logical unit.
+//! The bottom layer: block requests become SCSI commands of one logical unit, over one or several paths.
 //!
 //! This is the one place that knows both. A request is a job: one command at a time, the next
 //! one when it ended well; `verdict` decides what became of each.
 //!
 //! ```text
-//! Request -> Job -> Step -> Cdb + Transfer -> Port -> session
-//! Completion <- Job <- Decision <- verdict <- TaskOutcome <- Port
+//! Request -> Job -> Step -> Cdb + Transfer -> PathSet::choose -> Port -> session
+//! Completion <- Job <- Decision <- verdict <- Outcome <------------+
+//!                ^                              Lost <-------------+
+//!                +-- requeued <- ghosts <- recovery
 //! ```
+//!
+//! `core` queues and sends, `outcome` takes in what ended, `recovery` keeps what was lost with a session
+//! until it may be sent again. No clock runs in here and no task: [`LunControl`] says when it wants to be
+//! called, and what its keeper has to find out.
 
+mod core;
 mod job;
+mod outcome;
+mod paths;
 mod port;
 pub mod probe;
 mod profile;
+mod recovery;
 pub mod reservation;
 #[cfg(test)]
 mod tests;
 mod verdict;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use berth_iscsi::scsi::provisioning::{LbaStatusList, Provisioning};
 use berth_iscsi::scsi::sense::Refresh;
-use berth_iscsi::session::TaskOutcome;
-use slab::Slab;
 
-pub use port::{Port, Refusal, Transport};
+pub use paths::{PathCounters, PathId, Preference};
+pub use port::{Ending, Port, Refusal, Transport};
 pub use profile::Profile;
+pub use recovery::{Counters, Health};
 
-use self::job::{Job, RangeKind, Rest, Step};
-use self::verdict::{Decision, History, judge};
+use self::core::Core;
 use super::{
     BlockDevice, Completion, Error, Extent, Geometry, Op, Output, Payload, Request, RequestId,
 };
+
+/// How a unit is used.
+#[derive(Debug, Clone, Copy)]
+pub struct LunOptions {
+    /// Refuse writes whatever the unit allows.
+    pub read_only: bool,
+    /// I/O waits this long for a path; `None`: for ever. Zero fails at once.
+    pub recovery_timeout: Option<Duration>,
+    /// A session that cannot be ended by a new login counts as gone at the target after this time; `None`:
+    /// never.
+    pub stale_session_timeout: Option<Duration>,
+    /// What to do when the unit may have lost what was written and not flushed.
+    pub cache_loss: CacheLossPolicy,
+    /// Most I/O commands in flight on one path.
+    pub queue_depth_max: u32,
+}
+
+impl Default for LunOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            recovery_timeout: Some(Duration::from_secs(120)),
+            stale_session_timeout: Some(Duration::from_secs(60)),
+            cache_loss: CacheLossPolicy::Report,
+            queue_depth_max: 1024,
+        }
+    }
+}
+
+/// What to do when a unit was reset with writes in its volatile cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheLossPolicy {
+    /// Count and report it: many targets say "power on" at every login, and lose nothing.
+    #[default]
+    Report,
+    /// Also fail the next flush, so that whoever relies on it knows.
+    FailFlush,
+}
 
 /// The bottom layer of a device's stack.
 pub struct Lun {
@@ -43,77 +89,35 @@ pub struct Lun {
     generation: u64,
 }
 
-/// The control plane's end of a [`Lun`]: timers, refreshes and the news about it.
+/// The control plane's end of a [`Lun`]: paths, timers, and the news about them.
 #[derive(Clone)]
 pub struct LunControl {
     core: Rc<RefCell<Core>>,
 }
 
-struct Core {
-    port: Rc<Port>,
-    profile: Profile,
-    read_only: bool,
-    /// Counts changes of the geometry.
-    generation: u64,
-    jobs: Slab<Job>,
-    done: VecDeque<Completion>,
-    flush: Flush,
-    /// Jobs whose command is to be sent again, with the time.
-    paused: Vec<(Instant, usize)>,
-    /// Jobs whose command the session had no room for.
-    backlog: VecDeque<usize>,
-    refresh: Refresh,
-    /// The unit may have become another one: nothing is sent until it was looked at.
-    held: bool,
-    /// A pause has begun that the keeper was not told of.
-    pause_began: bool,
-    closed: bool,
-    news: Option<std::task::Waker>,
-}
-
-/// SYNCHRONIZE CACHE covers every write that was answered before it was sent, so one command answers
-/// all flushes that came before it started, and those that come meanwhile share the next one.
-#[derive(Default)]
-struct Flush {
-    /// The job of the command in flight, and whom it answers.
-    running: Option<usize>,
-    answers: Vec<RequestId>,
-    /// Whom the next one answers.
-    next: Vec<RequestId>,
-}
-
 impl Lun {
-    /// A device for the LUN behind `port`. `read_only`: asked for, whatever the LUN allows.
+    /// A device of which `profile` is known. It has no paths yet: see [`LunControl::add_path`].
     #[must_use]
-    pub fn new(port: Rc<Port>, profile: Profile, read_only: bool) -> (Self, LunControl) {
-        let geometry = profile.geometry(read_only);
-        let core = Rc::new(RefCell::new(Core {
-            port,
-            profile,
-            read_only,
-            generation: 0,
-            jobs: Slab::with_capacity(256),
-            done: VecDeque::with_capacity(256),
-            flush: Flush::default(),
-            paused: Vec::new(),
-            backlog: VecDeque::new(),
-            refresh: Refresh::NONE,
-            held: false,
-            pause_began: false,
-            closed: false,
-            news: None,
-        }));
+    pub fn new(profile: Profile, options: LunOptions) -> (Self, LunControl) {
+        let geometry = profile.geometry(options.read_only);
+        let core = Rc::new(RefCell::new(Core::new(profile, options)));
         let control = LunControl {
             core: Rc::clone(&core),
         };
-        (
-            Self {
-                core,
-                geometry,
-                generation: 0,
-            },
-            control,
-        )
+        let lun = Self {
+            core,
+            geometry,
+            generation: 0,
+        };
+        (lun, control)
+    }
+
+    fn note_geometry(&mut self) {
+        let core = self.core.borrow();
+        if core.generation != self.generation {
+            self.generation = core.generation;
+            self.geometry = core.geometry();
+        }
     }
 }
 
@@ -123,64 +127,166 @@ impl BlockDevice for Lun {
     }
 
     fn submit(&mut self, request: Request) {
-        let core = &mut *self.core.borrow_mut();
-        core.submit(request);
-        if core.generation != self.generation {
-            self.generation = core.generation;
-            self.geometry = core.profile.geometry(core.read_only);
-        }
+        self.core.borrow_mut().submit(request);
+        self.note_geometry();
     }
 
     fn poll_complete(&mut self) -> Option<Completion> {
         let core = &mut *self.core.borrow_mut();
-        if core.done.is_empty() {
-            core.collect();
-            if core.generation != self.generation {
-                self.generation = core.generation;
-                self.geometry = core.profile.geometry(core.read_only);
-            }
+        if let Some(completion) = core.done.pop_front() {
+            return Some(completion);
         }
-        core.done.pop_front()
+        core.collect();
+        let completion = core.done.pop_front();
+        if core.generation != self.generation {
+            self.generation = core.generation;
+            self.geometry = core.geometry();
+        }
+        completion
     }
 }
 
+/// What a path wants from its keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathNews {
+    /// The session ended; what it had in flight was taken care of.
+    Closed,
+    /// The session must be ended: the two sides disagree about it.
+    DropSession,
+    /// Read these again. With `in_doubt`, the path is not used until [`LunControl::path_examined`].
+    Examine {
+        /// What.
+        refresh: Refresh,
+        /// I/O waits for it, or goes another way.
+        in_doubt: bool,
+    },
+}
+
 impl LunControl {
+    /// Adds a path without a session.
+    ///
+    /// `haunted`: a session of an earlier daemon may still have commands at the target. Until it is known
+    /// to be gone nothing is written, on whatever path.
+    #[must_use]
+    pub fn add_path(&self, haunted: bool) -> PathId {
+        let core = &mut *self.core.borrow_mut();
+        let path = core.paths.add();
+        if haunted {
+            core.haunt_anywhere(path);
+        }
+        PathId(path)
+    }
+
+    /// Forgets a path whose session is closed. What it left behind unanswered is then no more certain to be
+    /// gone than before: a path with ghosts must be reinstated before it is removed.
+    pub fn remove_path(&self, path: PathId) {
+        self.core.borrow_mut().remove_path(path.0);
+    }
+
+    /// A login with the path's ISID succeeded, on whichever portal of the group: the session before it
+    /// is gone at the target with all its commands (RFC 7143 6.3.5), and what it left is sent again.
+    pub fn path_reinstated(&self, path: PathId) {
+        self.core.borrow_mut().on_reinstated(path.0);
+    }
+
+    /// The path has a session and its unit was found to be the right one: it takes I/O from now on,
+    /// as far as `preference` lets it.
+    pub fn path_up(&self, path: PathId, port: Rc<Port>, preference: Preference) {
+        self.core.borrow_mut().on_path_up(path.0, port, preference);
+    }
+
+    /// The path's facts were read again, and its unit is still the right one.
+    pub fn path_examined(&self, path: PathId, preference: Preference) {
+        self.core.borrow_mut().on_examined(path.0, preference);
+    }
+
+    /// Takes no more I/O on the path; what is in flight there goes on. The end of its session is no loss.
+    pub fn path_quiesce(&self, path: PathId) {
+        let core = &mut *self.core.borrow_mut();
+        let it = core.paths.get_mut(path.0);
+        it.preference = None;
+        it.leaving = true;
+        core.note_paths_changed();
+    }
+
+    /// I/O commands in flight on the path.
+    #[must_use]
+    pub fn path_in_flight(&self, path: PathId) -> u32 {
+        self.core.borrow().paths.get(path.0).in_flight
+    }
+
+    /// What the path wants next.
+    pub fn poll_path(&self, path: PathId, cx: &mut Context<'_>) -> Poll<PathNews> {
+        let core = &mut *self.core.borrow_mut();
+        let path = core.paths.get_mut(path.0);
+        if std::mem::take(&mut path.closed) {
+            return Poll::Ready(PathNews::Closed);
+        }
+        if std::mem::take(&mut path.drop_session) {
+            return Poll::Ready(PathNews::DropSession);
+        }
+        let refresh = std::mem::replace(&mut path.refresh, Refresh::NONE);
+        if !refresh.is_empty() {
+            return Poll::Ready(PathNews::Examine {
+                refresh,
+                in_doubt: path.in_doubt,
+            });
+        }
+        path.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether a session of the path may live on at the target with commands of ours.
+    #[must_use]
+    pub fn is_haunted(&self, path: PathId) -> bool {
+        self.core.borrow().paths.get(path.0).haunt.is_some()
+    }
+
+    /// How the path stands, for people.
+    #[must_use]
+    pub fn path_view(&self, path: PathId) -> PathStanding {
+        let core = self.core.borrow();
+        let it = core.paths.get(path.0);
+        PathStanding {
+            usable: it.is_usable(),
+            in_flight: it.in_flight,
+            queue_depth: core.paths.depth(path.0),
+            service_ns: core.paths.service_ns(path.0),
+            counters: it.counters,
+        }
+    }
+
     /// When [`LunControl::handle_timeout`] is to be called, if at all.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.core.borrow().paused.iter().map(|(at, _)| *at).min()
+        self.core.borrow().poll_timeout()
     }
 
-    /// Sends again what has paused long enough.
+    /// Does what is due at `now`.
     pub fn handle_timeout(&self, now: Instant) {
-        let core = &mut *self.core.borrow_mut();
-        let mut at = 0;
-        while at < core.paused.len() {
-            if core.paused[at].0 <= now {
-                let (_, slot) = core.paused.swap_remove(at);
-                core.send(slot);
-            } else {
-                at += 1;
-            }
-        }
+        self.core.borrow_mut().handle_timeout(now);
     }
 
-    /// What must be read again from the LUN; empty afterwards. `Pending` until there is something, a
-    /// pause begins, or the session is lost.
-    pub fn poll_news(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<News> {
+    /// Ready when timers, health or geometry have changed since this was asked last.
+    pub fn poll_changed(&self, cx: &mut Context<'_>) -> Poll<()> {
         let core = &mut *self.core.borrow_mut();
-        let refresh = std::mem::replace(&mut core.refresh, Refresh::NONE);
-        if core.closed {
-            return std::task::Poll::Ready(News::Closed);
+        if std::mem::take(&mut core.changed) {
+            return Poll::Ready(());
         }
-        if !refresh.is_empty() {
-            return std::task::Poll::Ready(News::Refresh(refresh));
-        }
-        if std::mem::take(&mut core.pause_began) {
-            return std::task::Poll::Ready(News::PauseBegan);
-        }
-        core.news = Some(cx.waker().clone());
-        std::task::Poll::Pending
+        core.watcher = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether I/O goes, waits or fails.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.core.borrow().health()
+    }
+
+    /// What recovery did so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.core.borrow().counters()
     }
 
     /// What is known about the LUN.
@@ -192,8 +298,7 @@ impl LunControl {
     /// Size, limits and abilities, as of now.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        let core = self.core.borrow();
-        core.profile.geometry(core.read_only)
+        self.core.borrow().geometry()
     }
 
     /// Takes over what was read again. What refusals taught about commands is kept.
@@ -201,455 +306,50 @@ impl LunControl {
         let core = &mut *self.core.borrow_mut();
         update(&mut core.profile);
         core.generation += 1;
-        core.held = false;
-        core.send_backlog();
+        core.note_changed();
     }
 
-    /// The port of the LUN, for control commands.
+    /// The unit may have lost what was written and not flushed.
+    pub fn note_cache_loss(&self) {
+        self.core.borrow_mut().note_cache_loss();
+    }
+
+    /// Changes how long I/O waits for a path.
+    pub fn set_recovery_timeout(&self, timeout: Option<Duration>) {
+        self.core.borrow_mut().set_recovery_timeout(timeout);
+    }
+
+    /// A port that takes commands now, for control commands.
     #[must_use]
-    pub fn port(&self) -> Rc<Port> {
-        Rc::clone(&self.core.borrow().port)
+    pub fn port(&self) -> Option<Rc<Port>> {
+        let core = self.core.borrow();
+        let usable = core.paths.iter().find(|(_, path)| path.is_usable());
+        usable.and_then(|(_, path)| path.port.clone())
     }
 
-    /// Ends every request that has no answer yet with `error`; for a LUN that is taken away by force.
+    /// Another initiator holds a reservation: everything fails from now on, and nothing is sent.
+    pub fn fence_off(&self) {
+        self.core.borrow_mut().end_with(Error::Fenced);
+    }
+
+    /// Ends every request that has no answer yet with `error`, and all that come; for a LUN that is taken
+    /// away by force.
     pub fn fail_all(&self, error: Error) {
         self.core.borrow_mut().fail_all(error);
     }
 }
 
-/// What a LUN wants from its keeper.
+/// How a path stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// Read these again.
-    Refresh(Refresh),
-    /// Look at [`LunControl::poll_timeout`] again.
-    PauseBegan,
-    /// The session is over and all requests were answered.
-    Closed,
-}
-
-impl Core {
-    fn submit(&mut self, Request { id, op }: Request) {
-        if self.closed {
-            return self.answer(id, Err(Error::Unavailable));
-        }
-        let block = u64::from(self.profile.block_bytes);
-        let blocks = |len: u64| (len / block) as u32;
-        let job = match op {
-            Op::Read {
-                offset_bytes,
-                len_bytes,
-            } => {
-                let step = Step::Read {
-                    lba: offset_bytes / block,
-                    blocks: blocks(u64::from(len_bytes)),
-                };
-                Job::new(id, step)
-            }
-            Op::Write {
-                offset_bytes,
-                data,
-                fua,
-            } => {
-                let fua = fua && self.profile.write_cache;
-                let step = Step::Write {
-                    lba: offset_bytes / block,
-                    blocks: blocks(data.len() as u64),
-                    data,
-                    fua: fua && self.profile.fua,
-                };
-                Job {
-                    then_sync: fua && !self.profile.fua,
-                    ..Job::new(id, step)
-                }
-            }
-            Op::Flush => return self.submit_flush(id),
-            Op::Trim {
-                offset_bytes,
-                len_bytes,
-                fua,
-            } => {
-                return self.submit_range(id, RangeKind::Trim, (offset_bytes, len_bytes), fua);
-            }
-            Op::WriteZeroes {
-                offset_bytes,
-                len_bytes,
-                may_unmap,
-                fast_only,
-                fua,
-            } => {
-                let kind = RangeKind::Zero {
-                    may_unmap,
-                    fast_only,
-                };
-                return self.submit_range(id, kind, (offset_bytes, len_bytes), fua);
-            }
-            Op::BlockStatus {
-                offset_bytes,
-                len_bytes,
-            } => {
-                if !(self.profile.thin && self.profile.lba_status) {
-                    return self.answer(id, Ok(Output::Extents(vec![data_extent(len_bytes)])));
-                }
-                Job::new(
-                    id,
-                    Step::LbaStatus {
-                        lba: offset_bytes / block,
-                        blocks: len_bytes / block,
-                    },
-                )
-            }
-            // A hint. Prefetching over the network into a cache we do not own gains nothing.
-            Op::Cache { .. } => return self.answer(id, Ok(Output::Done)),
-        };
-        self.start(job);
-    }
-
-    fn submit_range(&mut self, id: RequestId, kind: RangeKind, range: (u64, u64), fua: bool) {
-        let block = u64::from(self.profile.block_bytes);
-        let (next, end) = (range.0 / block, (range.0 + range.1) / block);
-        let mut rest = Rest { kind, next, end };
-        let Some(step) = rest.next_step(&self.profile) else {
-            let result = match kind {
-                // A hint to a device that cannot take it.
-                RangeKind::Trim => Ok(Output::Done),
-                RangeKind::Zero { .. } => Err(Error::NotSupported),
-            };
-            return self.answer(id, result);
-        };
-        // UNMAP and WRITE SAME have no FUA bit.
-        let then_sync = fua && self.profile.write_cache;
-        self.start(Job {
-            rest: Some(rest),
-            then_sync,
-            ..Job::new(id, step)
-        });
-    }
-
-    fn submit_flush(&mut self, id: RequestId) {
-        if !self.profile.write_cache {
-            return self.answer(id, Ok(Output::Done));
-        }
-        self.flush.next.push(id);
-        if self.flush.running.is_none() {
-            self.start_flush();
-        }
-    }
-
-    fn start_flush(&mut self) {
-        std::mem::swap(&mut self.flush.answers, &mut self.flush.next);
-        if let Some(first) = self.flush.answers.first() {
-            let slot = self.jobs.insert(Job::new(*first, Step::SyncAll));
-            self.flush.running = Some(slot);
-            self.send(slot);
-        }
-    }
-
-    fn start(&mut self, job: Job) {
-        let slot = self.jobs.insert(job);
-        self.send(slot);
-    }
-
-    fn send(&mut self, slot: usize) {
-        // Behind those that wait already: they came first.
-        if self.held || !self.backlog.is_empty() {
-            return self.backlog.push_back(slot);
-        }
-        self.try_send(slot);
-    }
-
-    fn try_send(&mut self, slot: usize) -> bool {
-        let job = &mut self.jobs[slot];
-        job.sent_ten_byte_form = self.profile.ten_byte_forms;
-        let (cdb, transfer) = job.step.command(&self.profile);
-        match self.port.submit_io(slot, &cdb, transfer) {
-            Ok(()) => true,
-            Err(Refusal::Full) => {
-                self.backlog.push_back(slot);
-                false
-            }
-            Err(Refusal::Closed) => {
-                self.finish(slot, Err(Error::Unavailable));
-                true
-            }
-        }
-    }
-
-    fn answer(&mut self, id: RequestId, result: Result<Output, Error>) {
-        self.done.push_back(Completion { id, result });
-    }
-
-    /// Takes in what has ended.
-    fn collect(&mut self) {
-        while let Some((slot, outcome)) = self.port.poll_io() {
-            self.on_outcome(slot, outcome);
-        }
-        self.send_backlog();
-        if !self.closed && self.port.is_closed() {
-            self.closed = true;
-            self.port.wake_control();
-            self.fail_all(Error::Unavailable);
-        }
-    }
-
-    fn send_backlog(&mut self) {
-        if self.held {
-            return;
-        }
-        for _ in 0..self.backlog.len() {
-            let Some(slot) = self.backlog.pop_front() else {
-                break;
-            };
-            if !self.try_send(slot) {
-                // It went to the end; it was the oldest.
-                self.backlog.rotate_right(1);
-                break;
-            }
-        }
-    }
-
-    fn fail_all(&mut self, error: Error) {
-        // Nothing more is taken: a slot used again could be answered by what comes late for the old one.
-        self.closed = true;
-        self.backlog.clear();
-        self.paused.clear();
-        let slots: Vec<usize> = self.jobs.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            // Finishing a flush starts the next one, which finds its own end the same way.
-            if self.jobs.contains(slot) {
-                self.finish(slot, Err(error));
-            }
-        }
-        self.wake_keeper();
-    }
-
-    fn wake_keeper(&mut self) {
-        if let Some(waker) = self.news.take() {
-            waker.wake();
-        }
-    }
-
-    fn on_outcome(&mut self, slot: usize, outcome: TaskOutcome) {
-        let Some(job) = self.jobs.get_mut(slot) else {
-            return; // Failed by force; the target's answer came too late.
-        };
-        // The common case first: success, with every byte moved.
-        let outcome = match outcome {
-            TaskOutcome::Completed {
-                status: 0,
-                data,
-                residual,
-                ..
-            } if job.step.is_whole(&data, residual, self.profile.block_bytes) => {
-                return self.on_success(slot, data);
-            }
-            other => other,
-        };
-        let now = crate::block::now();
-        let failing_since = *job.failing_since.get_or_insert(now);
-        let history = History {
-            retries: job.retries,
-            failing_for: now - failing_since,
-        };
-        job.retries += 1;
-        let judgement = judge(&outcome, history);
-        if let Some(notice) = &judgement.notice {
-            tracing::warn!(command = ?job.step.name(), decision = ?judgement.decision, "{notice}");
-        }
-        if !judgement.refresh.is_empty() {
-            self.refresh = self.refresh.and(judgement.refresh);
-            // The command that is tried again must not go to another unit than it was meant for.
-            let doubtful = [Refresh::INQUIRY, Refresh::LUNS];
-            self.held |= doubtful
-                .into_iter()
-                .any(|one| judgement.refresh.contains(one));
-            self.wake_keeper();
-        }
-        match judgement.decision {
-            Decision::Done => self.on_recovered(slot, outcome),
-            Decision::Retry => self.send(slot),
-            Decision::RetryAfter(pause) => {
-                self.paused.push((now + pause, slot));
-                self.pause_began = true;
-                self.wake_keeper();
-            }
-            Decision::Unsupported => self.on_unsupported(slot),
-            Decision::TooMuch => self.on_too_much(slot),
-            Decision::Fail(error) => self.finish(slot, Err(error)),
-        }
-    }
-
-    /// Success with a word (a recovered error): still only with every byte moved.
-    fn on_recovered(&mut self, slot: usize, outcome: TaskOutcome) {
-        let block_bytes = self.profile.block_bytes;
-        match outcome {
-            TaskOutcome::Completed { data, residual, .. }
-                if self.jobs[slot].step.is_whole(&data, residual, block_bytes) =>
-            {
-                self.on_success(slot, data);
-            }
-            _ => self.finish(slot, Err(Error::Medium)),
-        }
-    }
-
-    fn on_success(&mut self, slot: usize, data: Payload) {
-        let Some(job) = self.jobs.get_mut(slot) else {
-            return;
-        };
-        job.retries = 0;
-        job.failing_since = None;
-        match &job.step {
-            Step::Read { .. } => self.finish(slot, Ok(Output::Data(data))),
-            Step::LbaStatus { lba, blocks } => {
-                let extents = extents(&self.profile, *lba, *blocks, &data);
-                self.finish(slot, Ok(Output::Extents(extents)));
-            }
-            _ => self.advance(slot),
-        }
-    }
-
-    /// The next command of a job, or its end.
-    fn advance(&mut self, slot: usize) {
-        let job = &mut self.jobs[slot];
-        if let Some(rest) = &mut job.rest {
-            if let Some(step) = rest.next_step(&self.profile) {
-                job.step = step;
-                return self.send(slot);
-            }
-            if rest.next < rest.end && rest.kind != RangeKind::Trim {
-                return self.finish(slot, Err(Error::NotSupported));
-            }
-        }
-        if std::mem::take(&mut job.then_sync) {
-            job.rest = None;
-            job.step = Step::SyncAll;
-            return self.send(slot);
-        }
-        self.finish(slot, Ok(Output::Done));
-    }
-
-    /// The LUN does not know the command (5/20/00): another form, another command, or none.
-    fn on_unsupported(&mut self, slot: usize) {
-        let job = &mut self.jobs[slot];
-        self.generation += 1;
-        let two_forms = job.step.has_two_forms() && !job.form_switched;
-        match &job.step {
-            Step::Unmap { lba, .. } => {
-                self.profile.unmap = false;
-                let next = *lba;
-                job.rewind(next);
-                self.advance(slot);
-            }
-            Step::LbaStatus { blocks, .. } => {
-                self.profile.lba_status = false;
-                let len = blocks * u64::from(self.profile.block_bytes);
-                self.finish(slot, Ok(Output::Extents(vec![data_extent(len)])));
-            }
-            _ if two_forms => {
-                job.form_switched = true;
-                // Another job may have found out before.
-                self.profile.ten_byte_forms = !job.sent_ten_byte_form;
-                self.send(slot);
-            }
-            Step::WriteSame { lba, .. } => {
-                self.profile.write_same = false;
-                let next = *lba;
-                job.rewind(next);
-                self.advance(slot);
-            }
-            // It is only sent with WCE=1, where success would be a lie.
-            Step::SyncAll => self.finish(slot, Err(Error::NotSupported)),
-            Step::Read { .. } | Step::Write { .. } | Step::WriteZeroData { .. } => {
-                self.finish(slot, Err(Error::NotSupported));
-            }
-        }
-    }
-
-    /// The LUN refuses a field or the length (5/24/00): less of it, or another command.
-    fn on_too_much(&mut self, slot: usize) {
-        let job = &mut self.jobs[slot];
-        self.generation += 1;
-        match job.step {
-            Step::WriteSame { lba, blocks, unmap } => {
-                if unmap {
-                    self.profile.write_same_unmap = false;
-                } else if blocks > 1 {
-                    self.profile.write_same_learned_blocks = Some(u64::from(blocks / 2));
-                } else {
-                    self.profile.write_same = false;
-                }
-                job.rewind(lba);
-                self.advance(slot);
-            }
-            Step::Unmap { lba, .. } => {
-                self.profile.unmap = false;
-                job.rewind(lba);
-                self.advance(slot);
-            }
-            Step::LbaStatus { blocks, .. } => {
-                // Some targets refuse it for some LBAs only: this answer is unknown, the next may come.
-                let len = blocks * u64::from(self.profile.block_bytes);
-                self.finish(slot, Ok(Output::Extents(vec![data_extent(len)])));
-            }
-            _ => self.finish(slot, Err(Error::Invalid)),
-        }
-    }
-
-    fn finish(&mut self, slot: usize, result: Result<Output, Error>) {
-        let job = self.jobs.remove(slot);
-        if self.flush.running == Some(slot) {
-            self.flush.running = None;
-            for id in std::mem::take(&mut self.flush.answers) {
-                self.answer(id, result.clone());
-            }
-            if !self.flush.next.is_empty() {
-                self.start_flush();
-            }
-        } else {
-            self.answer(job.id, result);
-        }
-    }
-}
-
-const fn data_extent(len_bytes: u64) -> Extent {
-    Extent {
-        len_bytes,
-        hole: false,
-        zero: false,
-    }
-}
-
-/// The answer to GET LBA STATUS as extents from `lba` on; what it does not cover counts as data.
-fn extents(profile: &Profile, lba: u64, blocks: u64, data: &Payload) -> Vec<Extent> {
-    let block = u64::from(profile.block_bytes);
-    let whole = || vec![data_extent(blocks * block)];
-    let Ok(status) = LbaStatusList::parse(&data.to_bytes()) else {
-        return whole();
-    };
-    let end = lba.saturating_add(blocks);
-    let mut out: Vec<Extent> = Vec::new();
-    let mut at = lba;
-    for run in status.runs {
-        let stop = run
-            .range
-            .lba
-            .saturating_add(u64::from(run.range.blocks))
-            .min(end);
-        // A gap or a step back is not what the standard allows: the rest is unknown.
-        if run.range.lba > at {
-            break;
-        }
-        if stop <= at {
-            continue;
-        }
-        let zero = profile.unmapped_reads_zero && run.provisioning != Provisioning::Mapped;
-        let hole = run.provisioning == Provisioning::Deallocated;
-        out.push(Extent {
-            len_bytes: (stop - at) * block,
-            hole,
-            zero,
-        });
-        at = stop;
-    }
-    if out.is_empty() { whole() } else { out }
+pub struct PathStanding {
+    /// It takes I/O.
+    pub usable: bool,
+    /// I/O commands in flight.
+    pub in_flight: u32,
+    /// I/O commands that it takes at a time.
+    pub queue_depth: u32,
+    /// Mean service time of a small command, in nanoseconds; 0 when it was not measured.
+    pub service_ns: u64,
+    /// What happened on it.
+    pub counters: PathCounters,
 }

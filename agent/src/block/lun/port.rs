@@ -1,19 +1,21 @@
-//! One logical unit of a session, shared by I/O and control commands.
+//! One logical unit as one session shows it, shared by I/O and control commands.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use berth_iscsi::scsi::Cdb;
-use berth_iscsi::session::{Command, TaskOutcome, Transfer};
+use berth_iscsi::scsi::sense::Refresh;
+use berth_iscsi::session::{Command, TaskManagement, TaskManagementOutcome, TaskOutcome, Transfer};
 use berth_iscsi::types::Lun as LunAddress;
-use slab::Slab;
 
 use super::Error;
+use crate::block::now;
 
-/// Set in the tag of a control command; I/O commands have the slot of their job as tag.
+/// Set in the tag of a control command; tags of I/O commands leave it clear.
 const CONTROL_FLAG: u64 = 1 << 63;
 
 /// Why a transport takes no commands.
@@ -25,6 +27,21 @@ pub enum Refusal {
     Full,
 }
 
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It is over: nothing of it comes later.
+    Outcome(TaskOutcome),
+    /// The session ended before it had an outcome.
+    Lost {
+        /// It may have reached the target, which may carry it out, wholly or in part, at any time
+        /// until the session is gone there too.
+        sent: bool,
+    },
+    /// A task management request was answered.
+    Managed(TaskManagementOutcome),
+}
+
 /// What carries commands to the target: a session in the product, a model in tests.
 pub trait Transport {
     /// Queues a command.
@@ -33,27 +50,43 @@ pub trait Transport {
     /// When the session is over or full; the command is given back by cloning beforehand.
     fn submit(&self, command: Command) -> Result<(), Refusal>;
 
-    /// The next command that ended. Each submitted command ends exactly once, also when the session
-    /// is lost (then as `Aborted`).
-    fn poll_done(&self) -> Option<(u64, TaskOutcome)>;
+    /// Queues a task management request; it ends as [`Ending::Managed`], or not at all when the session ends.
+    ///
+    /// # Errors
+    /// When the session is over or full.
+    fn manage(&self, tag: u64, function: TaskManagement) -> Result<(), Refusal>;
+
+    /// The next command that ended. Each submitted command ends exactly once.
+    fn poll_done(&self) -> Option<(u64, Ending)>;
 
     /// Whether the session is over: nothing more will end, nothing more is taken.
     fn is_closed(&self) -> bool;
+
+    /// What the target reported about the unit outside of any command (asynchronous event 0, RFC 7143
+    /// 11.9.1), since this was asked last; it counts like a unit attention.
+    fn take_reported(&self) -> Refresh {
+        Refresh::NONE
+    }
 }
 
-/// Where commands for one LUN go in and their outcomes come out.
+/// Where commands for one LUN of one session go in and their endings come out.
 ///
-/// I/O outcomes are polled by the [`super::Lun`]; control commands (bring-up, refresh) are futures.
+/// I/O endings are polled by the [`super::Lun`]; control commands (bring-up, refresh) are futures.
 pub struct Port {
     transport: Box<dyn Transport>,
     address: LunAddress,
     command_timeout: Cell<Duration>,
-    control: RefCell<Slab<Control>>,
+    /// By number, which is never used again: what comes late for a command that was given up must not be
+    /// taken for the answer to another one.
+    control: RefCell<BTreeMap<u64, Control>>,
+    next_control: Cell<u64>,
+    /// What unit attentions said that control commands met.
+    attentions: Cell<Refresh>,
 }
 
 #[derive(Default)]
 struct Control {
-    outcome: Option<TaskOutcome>,
+    ending: Option<Ending>,
     waker: Option<Waker>,
 }
 
@@ -69,58 +102,55 @@ impl Port {
             address,
             command_timeout: Cell::new(command_timeout),
             control: RefCell::default(),
+            next_control: Cell::new(0),
+            attentions: Cell::new(Refresh::NONE),
         })
     }
 
     fn command(&self, tag: u64, cdb: &Cdb, transfer: Transfer) -> Command {
         let mut command = Command::new(tag, self.address, cdb.padded(), transfer);
-        command.deadline = Some(crate::block::now() + self.command_timeout.get());
+        command.deadline = Some(now() + self.command_timeout.get());
         command
     }
 
-    /// Sends the command of a job.
+    /// Sends an I/O command; the top bit of its tag is clear.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) fn submit_io(
-        &self,
-        slot: usize,
-        cdb: &Cdb,
-        transfer: Transfer,
-    ) -> Result<(), Refusal> {
-        self.transport
-            .submit(self.command(slot as u64, cdb, transfer))
+    pub(super) fn submit_io(&self, tag: u64, cdb: &Cdb, transfer: Transfer) -> Result<(), Refusal> {
+        debug_assert!(
+            tag & CONTROL_FLAG == 0,
+            "the top bit marks control commands"
+        );
+        self.transport.submit(self.command(tag, cdb, transfer))
     }
 
-    /// The next job whose command ended. Outcomes of control commands go to their futures.
-    pub(super) fn poll_io(&self) -> Option<(usize, TaskOutcome)> {
+    /// The next I/O command that ended. Endings of control commands go to their futures.
+    pub(super) fn poll_io(&self) -> Option<(u64, Ending)> {
         loop {
-            let (tag, outcome) = self.transport.poll_done()?;
+            let (tag, ending) = self.transport.poll_done()?;
             if tag & CONTROL_FLAG == 0 {
-                return Some((tag as usize, outcome));
+                return Some((tag, ending));
             }
-            self.finish_control((tag & !CONTROL_FLAG) as usize, outcome);
+            self.finish_control(tag & !CONTROL_FLAG, ending);
         }
     }
 
-    /// Hands out the outcomes of control commands while there is no [`super::Lun`] yet.
+    /// Hands out the endings of control commands while no [`super::Lun`] uses the port.
     pub fn pump_control(&self) {
-        while let Some((slot, _)) = self.poll_io() {
-            debug_assert!(
-                false,
-                "an outcome for job {slot}, and there are no jobs yet"
-            );
+        while let Some((tag, _)) = self.poll_io() {
+            debug_assert!(false, "an ending for {tag}, and there is no I/O yet");
         }
         if self.is_closed() {
             self.wake_control();
         }
     }
 
-    fn finish_control(&self, slot: usize, outcome: TaskOutcome) {
+    fn finish_control(&self, number: u64, ending: Ending) {
         let mut control = self.control.borrow_mut();
-        // The future may have been dropped (its deadline was over); then nobody wants the outcome.
-        if let Some(entry) = control.get_mut(slot) {
-            entry.outcome = Some(outcome);
+        // The future may have been dropped (its deadline was over); then nobody wants the ending.
+        if let Some(entry) = control.get_mut(&number) {
+            entry.ending = Some(ending);
             if let Some(waker) = entry.waker.take() {
                 waker.wake();
             }
@@ -133,13 +163,28 @@ impl Port {
         self.transport.is_closed()
     }
 
-    /// Wakes everything that waits for an outcome, after the session was lost.
+    /// See [`Transport::take_reported`].
+    pub(super) fn take_reported(&self) -> Refresh {
+        self.transport.take_reported()
+    }
+
+    /// Wakes everything that waits for an ending, after the session was lost.
     pub(super) fn wake_control(&self) {
-        for (_, entry) in &mut *self.control.borrow_mut() {
+        for entry in self.control.borrow_mut().values_mut() {
             if let Some(waker) = entry.waker.take() {
                 waker.wake();
             }
         }
+    }
+
+    /// Notes what a unit attention said that a control command met and cleared.
+    pub(super) fn note_attention(&self, refresh: Refresh) {
+        self.attentions.set(self.attentions.get().and(refresh));
+    }
+
+    /// What was noted since this was asked last.
+    pub(super) fn take_attentions(&self) -> Refresh {
+        self.attentions.replace(Refresh::NONE)
     }
 
     /// Sends a control command and waits for its outcome.
@@ -147,20 +192,60 @@ impl Port {
     /// # Errors
     /// [`Error::Unavailable`] when the session is lost or too full for the command.
     pub async fn execute(&self, cdb: Cdb, transfer: Transfer) -> Result<TaskOutcome, Error> {
-        let slot = self.control.borrow_mut().insert(Control::default());
-        let entry = ControlSlot { port: self, slot };
-        let command = self.command(CONTROL_FLAG | slot as u64, &cdb, transfer);
+        let entry = ControlEntry::new(self);
+        let command = self.command(CONTROL_FLAG | entry.number, &cdb, transfer);
         self.transport
             .submit(command)
             .map_err(|_| Error::Unavailable)?;
+        match entry.ending().await {
+            Some(Ending::Outcome(outcome)) => Ok(outcome),
+            _ => Err(Error::Unavailable),
+        }
+    }
+
+    /// Carries out a task management function on the unit.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the session is lost; [`Error::NotSupported`] when the target refuses.
+    pub async fn manage(&self, function: TaskManagement) -> Result<(), Error> {
+        let entry = ControlEntry::new(self);
+        self.transport
+            .manage(CONTROL_FLAG | entry.number, function)
+            .map_err(|_| Error::Unavailable)?;
+        match entry.ending().await {
+            Some(Ending::Managed(outcome)) if outcome.is_complete() => Ok(()),
+            Some(Ending::Managed(_)) => Err(Error::NotSupported),
+            _ => Err(Error::Unavailable),
+        }
+    }
+}
+
+/// Forgets a control command, also when its future is dropped half-way.
+struct ControlEntry<'a> {
+    port: &'a Port,
+    number: u64,
+}
+
+impl<'a> ControlEntry<'a> {
+    fn new(port: &'a Port) -> Self {
+        let number = port.next_control.get();
+        port.next_control.set(number + 1);
+        port.control.borrow_mut().insert(number, Control::default());
+        Self { port, number }
+    }
+
+    /// How it ended; `None` when the session ended before.
+    async fn ending(&self) -> Option<Ending> {
         poll_fn(|cx| {
-            let mut control = entry.port.control.borrow_mut();
-            let entry = &mut control[entry.slot];
-            if let Some(outcome) = entry.outcome.take() {
-                return Poll::Ready(Ok(outcome));
+            let mut control = self.port.control.borrow_mut();
+            let entry = control
+                .get_mut(&self.number)
+                .expect("it is removed when this is dropped");
+            if let Some(ending) = entry.ending.take() {
+                return Poll::Ready(Some(ending));
             }
-            if self.transport.is_closed() {
-                return Poll::Ready(Err(Error::Unavailable));
+            if self.port.transport.is_closed() {
+                return Poll::Ready(None);
             }
             entry.waker = Some(cx.waker().clone());
             Poll::Pending
@@ -169,14 +254,8 @@ impl Port {
     }
 }
 
-/// Frees the slot of a control command, also when its future is dropped half-way.
-struct ControlSlot<'a> {
-    port: &'a Port,
-    slot: usize,
-}
-
-impl Drop for ControlSlot<'_> {
+impl Drop for ControlEntry<'_> {
     fn drop(&mut self) {
-        self.port.control.borrow_mut().remove(self.slot);
+        self.port.control.borrow_mut().remove(&self.number);
     }
 }

@@ -6,17 +6,19 @@
 use std::time::Duration;
 
 use berth_iobuf::Payload;
+use berth_iscsi::scsi::alua::{AccessState, TargetPortGroups};
 use berth_iscsi::scsi::capacity::{CAPACITY16_BYTES, Capacity};
 use berth_iscsi::scsi::inquiry::{
     BlockCharacteristics, BlockLimits, DeviceIdentification, Identity, Inquiry,
-    LogicalBlockProvisioning, STANDARD_MIN_BYTES, SupportedPages, UnitSerialNumber,
+    LogicalBlockProvisioning, STANDARD_MIN_BYTES, SupportedPages, Tpgs, UnitSerialNumber,
 };
 use berth_iscsi::scsi::mode::{CachingPage, ModeHeader, ModeParameters};
-use berth_iscsi::scsi::sense::{Sense, Verdict};
+use berth_iscsi::scsi::sense::{Refresh, Sense, Verdict};
 use berth_iscsi::scsi::{Cdb, ScsiStatus};
 use berth_iscsi::session::{TaskOutcome, Transfer};
 
 use super::Error;
+use super::paths::Preference;
 use super::port::Port;
 use super::profile::Profile;
 
@@ -29,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Room for a VPD page: more than any that is read here.
 const VPD_BYTES: u16 = 1024;
+/// Room for REPORT TARGET PORT GROUPS: 64 groups of 7 ports.
+const PORT_GROUPS_BYTES: u32 = 4 + 64 * 36;
 /// Room for mode pages; some targets choke on more.
 const MODE_BYTES: u8 = 192;
 /// Largest logical block: the align layer reads whole blocks.
@@ -88,6 +92,7 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
     };
     let mut attentions = 0;
     let mut waited = Duration::ZERO;
+    let mut started = false;
     loop {
         let transfer = if read_len > 0 {
             Transfer::Read {
@@ -109,11 +114,11 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
         };
         let verdict = match status {
             ScsiStatus::CHECK_CONDITION => match Sense::parse(&sense) {
-                Ok(sense) => (
-                    sense.classify().verdict,
-                    sense.to_string(),
-                    is_no_lun(&sense),
-                ),
+                Ok(sense) => {
+                    let action = sense.classify();
+                    port.note_attention(action.refresh);
+                    (action.verdict, sense.to_string(), is_no_lun(&sense))
+                }
                 Err(error) => return Err(refused(format!("{status}, {error}"), Error::Medium)),
             },
             ScsiStatus::RESERVATION_CONFLICT => {
@@ -126,6 +131,13 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
         };
         let (verdict, detail, no_lun) = verdict;
         match verdict {
+            Verdict::StartUnit if !started => {
+                started = true;
+                // Whether it worked shows in the answer to the command itself.
+                let _ = port
+                    .execute(Cdb::start_stop_unit(true), Transfer::None)
+                    .await;
+            }
             Verdict::Retry | Verdict::RetryOnce(_) if attentions < ATTENTIONS_MAX => {
                 attentions += 1;
             }
@@ -150,11 +162,45 @@ fn is_no_lun(sense: &Sense) -> bool {
     (sense.code.asc, sense.code.ascq) == (0x25, 0)
 }
 
-/// Finds out everything about the unit.
+/// What was found on one path.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The unit.
+    pub profile: Profile,
+    /// How the path to it stands.
+    pub access: Access,
+    /// What unit attentions said meanwhile.
+    pub attentions: Refresh,
+}
+
+/// How a path to a unit stands (SPC-4 5.15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Target port group of the path; `None` for units without asymmetric access.
+    pub group: Option<u16>,
+    /// Its state; such units are always active.
+    pub state: AccessState,
+    /// The unit would rather be used through this group.
+    pub preferred: bool,
+    /// How good it is to send to.
+    pub preference: Preference,
+}
+
+impl Access {
+    /// Of a unit without asymmetric access.
+    pub const SYMMETRIC: Self = Self {
+        group: None,
+        state: AccessState::ActiveOptimized,
+        preferred: false,
+        preference: Some(1),
+    };
+}
+
+/// Finds out everything about the unit, and how the path to it stands.
 ///
 /// # Errors
 /// When it is not there, is not a usable disk, or a command that must succeed fails.
-pub async fn probe(port: &Port) -> Result<Profile, ProbeError> {
+pub async fn probe(port: &Port) -> Result<Found, ProbeError> {
     let inquiry = inquiry(port).await?;
     let supported = vpd(port, 0, SupportedPages::parse).await;
     let has = |page| supported.as_ref().is_some_and(|pages| pages.contains(page));
@@ -191,7 +237,8 @@ pub async fn probe(port: &Port) -> Result<Profile, ProbeError> {
         None
     };
     let mode = mode(port).await;
-    Ok(Profile {
+    let access = access(port, &inquiry, page83.as_ref()).await;
+    let profile = Profile {
         identity: Identity::choose(page83.as_ref(), serial.as_deref()),
         vendor: inquiry.vendor_text(),
         product: inquiry.product_text(),
@@ -219,26 +266,39 @@ pub async fn probe(port: &Port) -> Result<Profile, ProbeError> {
         rotational: character.is_some_and(|c| c.rotation > 1),
         ten_byte_forms: !sixteen,
         write_same_learned_blocks: None,
+    };
+    Ok(Found {
+        profile,
+        access,
+        attentions: port.take_attentions(),
     })
 }
 
-/// Reads again what a unit attention said has changed: capacity, mode and limits. What was learned
-/// from refusals stays.
-///
-/// # Errors
-/// As for [`probe`]; the profile is then as it was.
-pub async fn refresh(port: &Port, profile: &mut Profile) -> Result<(), ProbeError> {
-    let fresh = probe(port).await?;
-    *profile = Profile {
-        unmap: fresh.unmap && profile.unmap,
-        write_same: profile.write_same,
-        lba_status: profile.lba_status,
-        write_same_unmap: fresh.write_same_unmap && profile.write_same_unmap,
-        ten_byte_forms: profile.ten_byte_forms,
-        write_same_learned_blocks: profile.write_same_learned_blocks,
-        ..fresh
+/// The access state of this path's port group. A unit that does not tell is taken for active: I/O will tell.
+async fn access(port: &Port, inquiry: &Inquiry, page83: Option<&DeviceIdentification>) -> Access {
+    let (false, Some(page83)) = (inquiry.tpgs == Tpgs::None, page83) else {
+        return Access::SYMMETRIC;
     };
-    Ok(())
+    let report = match port_groups(port, true).await {
+        Some(report) => Some(report),
+        // Older units refuse the extended header (5/24/00).
+        None => port_groups(port, false).await,
+    };
+    match report.as_ref().and_then(|report| report.of_path(page83)) {
+        Some(found) => Access {
+            group: Some(found.id),
+            state: found.state,
+            preferred: found.preferred,
+            preference: found.preference(),
+        },
+        None => Access::SYMMETRIC,
+    }
+}
+
+async fn port_groups(port: &Port, extended: bool) -> Option<TargetPortGroups> {
+    let cdb = Cdb::report_target_port_groups(extended, PORT_GROUPS_BYTES);
+    let data = command(port, cdb, PORT_GROUPS_BYTES).await.ok()?;
+    TargetPortGroups::parse(&data.to_bytes()).ok()
 }
 
 async fn inquiry(port: &Port) -> Result<Inquiry, ProbeError> {

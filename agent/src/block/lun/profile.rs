@@ -62,6 +62,20 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// This profile as it was read anew, with what refusals taught about the unit before.
+    #[must_use]
+    pub fn refreshed(&self, fresh: Self) -> Self {
+        Self {
+            unmap: fresh.unmap && self.unmap,
+            write_same: self.write_same,
+            lba_status: self.lba_status,
+            write_same_unmap: fresh.write_same_unmap && self.write_same_unmap,
+            ten_byte_forms: self.ten_byte_forms,
+            write_same_learned_blocks: self.write_same_learned_blocks,
+            ..fresh
+        }
+    }
+
     /// Longest READ or WRITE in blocks.
     #[must_use]
     pub fn transfer_max_blocks(&self) -> u32 {

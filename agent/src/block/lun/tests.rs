@@ -1,10 +1,12 @@
 //! The layer against a scripted unit.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::task::Waker;
 use std::time::Duration;
 
 use berth_iscsi::pdu::Residual;
-use berth_iscsi::session::{AbortCause, Command, Transfer};
+use berth_iscsi::session::{Command, TaskManagement, TaskManagementOutcome, TaskOutcome, Transfer};
 use berth_iscsi::types::Lun as LunAddress;
 use bytes::Bytes;
 
@@ -14,7 +16,7 @@ use super::*;
 #[derive(Default)]
 struct Script {
     commands: RefCell<VecDeque<Command>>,
-    done: RefCell<VecDeque<(u64, TaskOutcome)>>,
+    done: RefCell<VecDeque<(u64, Ending)>>,
     closed: Cell<bool>,
     room: Cell<Option<usize>>,
 }
@@ -35,7 +37,15 @@ impl Transport for Rc<Script> {
         Ok(())
     }
 
-    fn poll_done(&self) -> Option<(u64, TaskOutcome)> {
+    fn manage(&self, tag: u64, _: TaskManagement) -> Result<(), Refusal> {
+        let outcome = TaskManagementOutcome::Response(0);
+        self.done
+            .borrow_mut()
+            .push_back((tag, Ending::Managed(outcome)));
+        Ok(())
+    }
+
+    fn poll_done(&self) -> Option<(u64, Ending)> {
         self.done.borrow_mut().pop_front()
     }
 
@@ -66,7 +76,9 @@ impl Script {
             data: data.into(),
             residual: Residual::None,
         };
-        self.done.borrow_mut().push_back((command.tag, outcome));
+        self.done
+            .borrow_mut()
+            .push_back((command.tag, Ending::Outcome(outcome)));
         command
     }
 
@@ -111,15 +123,20 @@ fn profile() -> Profile {
     }
 }
 
+fn port(script: &Rc<Script>) -> Rc<Port> {
+    Port::new(
+        Box::new(Rc::clone(script)),
+        LunAddress::default(),
+        Duration::from_secs(1),
+    )
+}
+
+/// A unit behind one path that is up.
 fn lun(profile: Profile) -> (Rc<Script>, Lun, LunControl) {
     let script = Rc::new(Script::default());
-    let address = LunAddress::default();
-    let port = Port::new(
-        Box::new(Rc::clone(&script)),
-        address,
-        Duration::from_secs(1),
-    );
-    let (lun, control) = Lun::new(port, profile, false);
+    let (lun, control) = Lun::new(profile, LunOptions::default());
+    let path = control.add_path(false);
+    control.path_up(path, port(&script), Some(1));
     (script, lun, control)
 }
 
@@ -151,6 +168,8 @@ fn ids(lun: &mut Lun) -> Vec<(RequestId, bool)> {
         .map(|c| (c.id, c.result.is_ok()))
         .collect()
 }
+
+mod recovery;
 
 const READ16: u8 = 0x88;
 const READ10: u8 = 0x28;
@@ -367,7 +386,10 @@ fn good_status_with_a_residual_is_not_success() {
                 data: Payload::zeroes(if command.cdb[0] == READ16 { 512 } else { 0 }),
                 residual: Residual::Underflow(512),
             };
-            script.done.borrow_mut().push_back((command.tag, outcome));
+            script
+                .done
+                .borrow_mut()
+                .push_back((command.tag, Ending::Outcome(outcome)));
         }
         if script.done.borrow().is_empty() {
             break;
@@ -400,22 +422,25 @@ fn an_unmap_with_a_residual_is_done() {
         data: Payload::new(),
         residual: Residual::Underflow(24),
     };
-    script.done.borrow_mut().push_back((command.tag, outcome));
+    script
+        .done
+        .borrow_mut()
+        .push_back((command.tag, Ending::Outcome(outcome)));
     lun.core.borrow_mut().collect();
     assert_eq!(ids(&mut lun), [(1, true)]);
 }
 
-#[test]
-fn a_busy_unit_is_asked_again_later() {
+#[tokio::test(start_paused = true)]
+async fn a_busy_unit_is_asked_again_later() {
     let (script, mut lun, control) = lun(profile());
     lun.submit(write(1, false));
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = control.poll_changed(&mut cx);
     script.answer(0x08, &[], Vec::new());
     assert_eq!(ids(&mut lun), []);
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let news = control.poll_news(&mut cx);
     assert_eq!(
-        news,
-        std::task::Poll::Ready(News::PauseBegan),
+        control.poll_changed(&mut cx),
+        Poll::Ready(()),
         "old bug: nobody set the timer"
     );
     let at = control.poll_timeout().expect("a pause");
@@ -433,13 +458,13 @@ fn a_unit_attention_is_retried_and_says_what_to_read_again() {
     script.check(6, 0x2a, 0x09);
     assert_eq!(ids(&mut lun), []);
     assert_eq!(script.opcodes(), [WRITE16]);
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let news = control.poll_news(&mut cx);
-    let std::task::Poll::Ready(News::Refresh(refresh)) = news else {
+    let mut cx = Context::from_waker(Waker::noop());
+    let news = control.poll_path(PathId(0), &mut cx);
+    let Poll::Ready(PathNews::Examine { refresh, in_doubt }) = news else {
         panic!("{news:?}")
     };
-    assert!(refresh.contains(Refresh::CAPACITY));
-    assert!(control.poll_news(&mut cx).is_pending());
+    assert!(refresh.contains(Refresh::CAPACITY) && !in_doubt);
+    assert!(control.poll_path(PathId(0), &mut cx).is_pending());
 }
 
 #[test]
@@ -453,7 +478,7 @@ fn nothing_is_sent_to_a_unit_that_may_be_another_one() {
         script.opcodes().is_empty(),
         "held until the identity was compared"
     );
-    control.update_profile(|_| {});
+    control.path_examined(PathId(0), Some(1));
     assert_eq!(script.opcodes(), [WRITE16, WRITE16]);
     script.good();
     script.good();
@@ -472,43 +497,6 @@ fn what_the_session_has_no_room_for_waits_in_order() {
         script.good();
         assert_eq!(ids(&mut lun), [(id, true)]);
     }
-}
-
-#[test]
-fn every_request_is_answered_once_when_the_session_is_lost() {
-    let (script, mut lun, control) = lun(profile());
-    script.room.set(Some(3));
-    for id in 1..=3 {
-        lun.submit(write(id, false));
-    }
-    lun.submit(Request {
-        id: 4,
-        op: Op::Flush,
-    });
-    lun.submit(Request {
-        id: 5,
-        op: Op::Flush,
-    });
-    script.closed.set(true);
-    let lost = TaskOutcome::Aborted {
-        cause: AbortCause::Requested,
-        sent: true,
-    };
-    let tag = script.commands.borrow()[0].tag;
-    script.done.borrow_mut().push_back((tag, lost));
-    let mut answers = ids(&mut lun);
-    answers.sort_unstable();
-    assert_eq!(
-        answers,
-        [(1, false), (2, false), (3, false), (4, false), (5, false)]
-    );
-    lun.submit(write(6, false));
-    assert_eq!(ids(&mut lun), [(6, false)]);
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    assert_eq!(
-        control.poll_news(&mut cx),
-        std::task::Poll::Ready(News::Closed)
-    );
 }
 
 #[test]

@@ -27,6 +27,10 @@ pub(super) enum Decision {
     Retry,
     /// Send it again after a pause.
     RetryAfter(Duration),
+    /// The unit does not take it on this path: send it another way, or when the path was looked at.
+    SwitchPath,
+    /// The session is out of step: end it, and send the command on the next one.
+    DropSession,
     /// The LUN does not know the command: use another, if there is one.
     Unsupported,
     /// The LUN does not take a field or this length: use less, or another command.
@@ -41,6 +45,8 @@ pub(super) struct Judgement {
     pub(super) decision: Decision,
     /// What must be read again.
     pub(super) refresh: Refresh,
+    /// The unit has as many commands as it takes.
+    pub(super) shrink: bool,
     /// What an operator should know, for the log.
     pub(super) notice: Option<String>,
 }
@@ -50,6 +56,7 @@ impl From<Decision> for Judgement {
         Self {
             decision,
             refresh: Refresh::NONE,
+            shrink: false,
             notice: None,
         }
     }
@@ -60,12 +67,33 @@ impl From<Decision> for Judgement {
 pub(super) struct History {
     pub(super) retries: u32,
     pub(super) failing_for: Duration,
+    /// How long I/O waits for a path: conditions of a path are borne as long.
+    pub(super) patience: Duration,
 }
 
 impl History {
     fn again(self, give_up: Error) -> Decision {
         if self.retries < RETRIES_MAX {
             Decision::Retry
+        } else {
+            Decision::Fail(give_up)
+        }
+    }
+
+    /// As often as it takes, the later ones with pauses between them: for what says nothing about the
+    /// command itself.
+    fn persist(self) -> Decision {
+        if self.retries < RETRIES_MAX {
+            Decision::Retry
+        } else {
+            self.later(BUSY_LIMIT.max(self.patience), Error::Unavailable)
+        }
+    }
+
+    /// Another way, for as long as I/O waits for a path.
+    fn switch(self, give_up: Error) -> Decision {
+        if self.failing_for < self.patience {
+            Decision::SwitchPath
         } else {
             Decision::Fail(give_up)
         }
@@ -89,7 +117,7 @@ pub(super) fn judge(outcome: &TaskOutcome, history: History) -> Judgement {
                 notice: Some(format!(
                     "the target failed to deliver, response {response:#04x}"
                 )),
-                ..history.again(Error::Unavailable).into()
+                ..history.persist().into()
             };
         }
         TaskOutcome::DataMismatch {
@@ -111,13 +139,23 @@ pub(super) fn judge(outcome: &TaskOutcome, history: History) -> Judgement {
                     "the target rejected the command, reason {reason:#04x}"
                 )),
                 ..match reason {
-                    0x02 | 0x06 | 0x0a => history.later(BUSY_LIMIT, Error::Unavailable),
+                    // 0Ch, waiting for a logout: the session is about to end.
+                    0x02 | 0x06 | 0x0a | 0x0c => history.later(BUSY_LIMIT, Error::Unavailable),
                     _ => Decision::Fail(Error::Unavailable),
                 }
                 .into()
             };
         }
-        TaskOutcome::Aborted { .. } => return Decision::Fail(Error::Unavailable).into(),
+        // Nothing of it comes later, so it can be sent again; the session ends by itself when the target
+        // does not even abort.
+        TaskOutcome::Aborted { cause, .. } => {
+            return Judgement {
+                notice: Some(format!("the command was aborted: {cause:?}")),
+                ..history
+                    .later(BUSY_LIMIT.max(history.patience), Error::Unavailable)
+                    .into()
+            };
+        }
     };
     match status.action() {
         // Only a transfer that is not whole comes here with GOOD.
@@ -126,10 +164,12 @@ pub(super) fn judge(outcome: &TaskOutcome, history: History) -> Judgement {
             ..history.again(Error::Medium).into()
         },
         StatusAction::Sense => judge_sense(sense, history),
-        StatusAction::Backoff | StatusAction::BackoffAndShrink => {
-            history.later(BUSY_LIMIT, Error::Unavailable).into()
-        }
-        StatusAction::Retry => history.again(Error::Unavailable).into(),
+        StatusAction::Backoff => history.later(BUSY_LIMIT, Error::Unavailable).into(),
+        StatusAction::BackoffAndShrink => Judgement {
+            shrink: true,
+            ..history.later(BUSY_LIMIT, Error::Unavailable).into()
+        },
+        StatusAction::Retry => history.persist().into(),
         StatusAction::Fenced => Judgement {
             refresh: Refresh::RESERVATION,
             notice: Some("another initiator holds a reservation".to_owned()),
@@ -157,14 +197,15 @@ fn judge_sense(sense: &[u8], history: History) -> Judgement {
     let action = sense.classify();
     let decision = match action.verdict {
         Verdict::Success => Decision::Done,
-        Verdict::Retry => history.again(Error::Unavailable),
+        Verdict::Retry => history.persist(),
         Verdict::RetryFor { seconds } => {
             history.later(Duration::from_secs(seconds.into()), Error::Unavailable)
         }
         Verdict::RetryOnce(failure) if history.retries > 0 => Decision::Fail(error_of(failure)),
         Verdict::RetryOnce(_) => Decision::Retry,
-        Verdict::StartUnit | Verdict::DropSession => Decision::Fail(Error::Unavailable),
-        Verdict::SwitchPath(failure) => Decision::Fail(error_of(failure)),
+        Verdict::StartUnit => history.switch(Error::Unavailable),
+        Verdict::DropSession => Decision::DropSession,
+        Verdict::SwitchPath(failure) => history.switch(error_of(failure)),
         Verdict::Fail(Failure::UnsupportedCommand) => Decision::Unsupported,
         Verdict::Fail(Failure::UnsupportedField) => Decision::TooMuch,
         Verdict::Fail(failure) => Decision::Fail(error_of(failure)),
@@ -173,6 +214,7 @@ fn judge_sense(sense: &[u8], history: History) -> Judgement {
     Judgement {
         decision,
         refresh: action.refresh,
+        shrink: false,
         notice: worth_a_word.then(|| sense.to_string()),
     }
 }
@@ -235,6 +277,7 @@ mod tests {
         let worn = History {
             retries: RETRIES_MAX,
             failing_for: BUSY_LIMIT,
+            patience: Duration::ZERO,
         };
         for outcome in [
             sense(6, 0x29, 0),

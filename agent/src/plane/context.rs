@@ -1,0 +1,193 @@
+//! What the tasks of one volume share on their thread.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use berth_api::Error;
+use berth_iscsi::name::Portal;
+use tokio::sync::Notify;
+
+use super::board::Board;
+use super::path::{Live, Orders};
+use super::session::Session;
+use super::spec::{PathSpec, PathView, RecoveryCounters, VolumeSpec};
+use super::volume::{Shared, Snapshot};
+use crate::block::hub::DynHub;
+use crate::block::lun::{LunControl, PathId, Profile};
+
+/// A volume, as its paths and its keeper see it.
+pub(super) struct Context {
+    pub(super) spec: VolumeSpec,
+    pub(super) shared: Arc<Shared>,
+    pub(super) lun: LunControl,
+    pub(super) hub: Rc<RefCell<DynHub>>,
+    pub(super) board: Board,
+    pub(super) paths: RefCell<Vec<PathHandle>>,
+    /// What sessions that are gone had counted.
+    gone: Cell<Totals>,
+    /// The volume cannot go on.
+    pub(super) over: Notify,
+}
+
+/// One path, from the side of the volume.
+pub(super) struct PathHandle {
+    pub(super) spec: PathSpec,
+    pub(super) id: PathId,
+    pub(super) orders: Rc<Orders>,
+    pub(super) live: Rc<Live>,
+}
+
+/// Sums over sessions.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    commands: u64,
+    digests_checked: u64,
+    digest_errors: u64,
+    lun_resets: u64,
+}
+
+impl Totals {
+    fn add(&mut self, session: &Session) {
+        let (counters, decoder) = session
+            .handle()
+            .with_session(|session, _| (session.counters(), session.decoder_counters()));
+        self.commands += counters.commands;
+        self.lun_resets += counters.logical_unit_resets;
+        self.digests_checked += decoder.header_digests + decoder.data_digests;
+        self.digest_errors += decoder.header_digest_errors + decoder.data_digest_errors;
+    }
+}
+
+impl Context {
+    pub(super) fn new(
+        spec: VolumeSpec,
+        shared: Arc<Shared>,
+        lun: LunControl,
+        hub: Rc<RefCell<DynHub>>,
+    ) -> Rc<Self> {
+        let board = Board::new(shared.status.clone());
+        Rc::new(Self {
+            spec,
+            shared,
+            lun,
+            hub,
+            board,
+            paths: RefCell::default(),
+            gone: Cell::default(),
+            over: Notify::new(),
+        })
+    }
+
+    /// Portals of the same group as a path's, through which its old session can be ended too; those that
+    /// work come first.
+    pub(super) fn detours(&self, path: &PathSpec) -> Vec<Portal> {
+        let paths = self.board.paths();
+        let group = paths
+            .iter()
+            .find(|other| other.index == path.index)
+            .and_then(|own| own.portal_group);
+        if group.is_none() {
+            return Vec::new();
+        }
+        let mut others: Vec<_> = paths
+            .into_iter()
+            .filter(|other| other.index != path.index && other.portal_group == group)
+            .collect();
+        others.sort_by_key(|other| (other.state != berth_api::types::PathState::Up, other.index));
+        others.into_iter().map(|other| other.portal).collect()
+    }
+
+    /// Takes over facts about the unit.
+    pub(super) fn update_profile(&self, profile: Profile) {
+        let (was, is) = (self.lun.profile().size_bytes(), profile.size_bytes());
+        if was != is {
+            tracing::info!(
+                volume = self.spec.name,
+                was_bytes = was,
+                is_bytes = is,
+                "the unit has another size"
+            );
+        }
+        self.lun.update_profile(|current| *current = profile);
+    }
+
+    /// A path works: what keeps the others from it may be over too.
+    pub(super) fn poke_others(&self, path: PathId) {
+        for other in self.paths.borrow().iter().filter(|other| other.id != path) {
+            other.orders.poke();
+        }
+    }
+
+    /// The volume cannot go on: everything is answered with `error`, and `reason` is told.
+    pub(super) fn end(&self, error: crate::block::Error, reason: Error) {
+        if self.board.failed().is_some() {
+            return;
+        }
+        tracing::error!(
+            volume = self.spec.name,
+            reason = reason.detail(),
+            "the volume cannot go on"
+        );
+        self.board.fail(reason);
+        self.lun.fail_all(error);
+        self.hub.borrow_mut().pump();
+        self.over.notify_one();
+    }
+
+    /// Keeps what a session had counted.
+    pub(super) fn note_gone(&self, session: &Session) {
+        let mut totals = self.gone.get();
+        totals.add(session);
+        self.gone.set(totals);
+    }
+
+    /// How everything stands.
+    pub(super) fn snapshot(&self, clients: u32) -> Snapshot {
+        let mut totals = self.gone.get();
+        let mut views = Vec::new();
+        for path in self.paths.borrow().iter() {
+            let session = path.live.session.borrow();
+            if let Some(session) = &*session {
+                totals.add(session);
+            }
+            let Some(status) = self.board.path(path.spec.index) else {
+                continue;
+            };
+            let access = path.live.access.get();
+            let standing = self.lun.path_view(path.id);
+            views.push(PathView {
+                status,
+                access: access.and_then(|access| access.group.map(|_| access.state)),
+                preferred: access.is_some_and(|access| access.preferred),
+                in_flight: standing.in_flight,
+                queue_depth: standing.queue_depth,
+                service_time_us: standing.service_ns / 1000,
+                failures: self.board.failures(path.spec.index),
+                session: session.as_ref().map(|session| session.view.clone()),
+            });
+        }
+        let counters = self.lun.counters();
+        Snapshot {
+            paths: views,
+            clients,
+            commands: totals.commands,
+            digests_checked: totals.digests_checked,
+            digest_errors: totals.digest_errors,
+            recovery: RecoveryCounters {
+                sessions_lost: counters.sessions_lost,
+                sessions_reinstated: counters.reinstated,
+                commands_resent: counters.resent,
+                ghosts: counters.ghosts,
+                ghosts_waiting: counters.ghosts_waiting,
+                stalls: counters.outages,
+                stall_longest_ms: counters.longest_outage_ms,
+                cache_losses: counters.cache_losses,
+                requests_timed_out: counters.timed_out,
+                aborts: counters.aborted,
+                lun_resets: totals.lun_resets,
+                reservation_conflicts: counters.conflicts,
+            },
+        }
+    }
+}
