@@ -1,10 +1,15 @@
 //! A disk in memory that takes memory only for what was written.
 
+use bytes::{Bytes, BytesMut};
+
 use super::{Disk, DiskError, DiskExtent, ReadSink, check};
 
-/// Memory is taken in chunks of this size; the allocator maps them lazily, so a chunk costs only the
-/// pages that were touched.
+/// What is mapped is known by chunks of this size.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Memory is taken in pieces of this size. A write to a piece that is still being sent copies the
+/// piece, so it is not larger.
+const PIECE_BYTES: usize = 64 * 1024;
+const CHUNK_PIECES: usize = CHUNK_BYTES / PIECE_BYTES;
 /// Chunks in one table, which then covers 1 GiB.
 const TABLE_CHUNKS: usize = 1024;
 /// Mapping is known for runs of this many bytes: the smallest logical block.
@@ -15,7 +20,8 @@ const CHUNK_WORDS: usize = CHUNK_BYTES / GRANULE_BYTES / 64;
 const EXTENT_STEPS_MAX: u32 = 4096;
 
 struct Chunk {
-    data: Box<[u8]>,
+    /// Each is empty, which reads as zeroes, or of full length.
+    pieces: [Bytes; CHUNK_PIECES],
     /// One bit for each granule; what is not mapped holds zeroes.
     mapped: [u64; CHUNK_WORDS],
 }
@@ -23,9 +29,39 @@ struct Chunk {
 impl Chunk {
     fn new() -> Box<Self> {
         Box::new(Self {
-            data: vec![0; CHUNK_BYTES].into_boxed_slice(),
+            pieces: [const { Bytes::new() }; CHUNK_PIECES],
             mapped: [0; CHUNK_WORDS],
         })
+    }
+
+    /// Appends the bytes `at..at + len` of this chunk by reference: a later write leaves them alone.
+    fn read(&self, at: usize, len: usize, out: &mut ReadSink) {
+        by_piece(at, len, |piece, at, n| match &self.pieces[piece] {
+            bytes if bytes.is_empty() => out.put_zeroes(n),
+            bytes => out.put_shared(bytes.slice(at..at + n)),
+        });
+    }
+
+    fn write(&mut self, at: usize, data: &[u8]) {
+        let mut data = data;
+        by_piece(at, data.len(), |piece, at, n| {
+            let (now, later) = data.split_at(n);
+            change(&mut self.pieces[piece], |bytes| {
+                bytes[at..at + n].copy_from_slice(now);
+            });
+            data = later;
+        });
+    }
+
+    fn zero(&mut self, at: usize, len: usize) {
+        by_piece(at, len, |piece, at, n| {
+            let bytes = &mut self.pieces[piece];
+            if n == PIECE_BYTES {
+                *bytes = Bytes::new();
+            } else if !bytes.is_empty() {
+                change(bytes, |bytes| bytes[at..at + n].fill(0));
+            }
+        });
     }
 
     /// Marks the granules `first..=last`.
@@ -71,6 +107,30 @@ impl Chunk {
             at = (at / 64 + 1) * 64;
         }
         CHUNK_WORDS * 64 - granule
+    }
+}
+
+/// Lets `edit` change a piece of full length. Whoever still holds bytes of it keeps the old ones.
+fn change(piece: &mut Bytes, edit: impl FnOnce(&mut [u8])) {
+    let mut bytes = match std::mem::take(piece).try_into_mut() {
+        Ok(bytes) if bytes.is_empty() => BytesMut::zeroed(PIECE_BYTES),
+        Ok(bytes) => bytes,
+        Err(shared) if shared.is_empty() => BytesMut::zeroed(PIECE_BYTES),
+        Err(shared) => BytesMut::from(&shared[..]),
+    };
+    edit(&mut bytes);
+    *piece = bytes.freeze();
+}
+
+/// Calls `each` with the part of every piece that a range of a chunk touches: number of the piece,
+/// offset in it, and length.
+fn by_piece(at: usize, len: usize, mut each: impl FnMut(usize, usize, usize)) {
+    let end = at + len;
+    let mut at = at;
+    while at < end {
+        let n = (PIECE_BYTES - at % PIECE_BYTES).min(end - at);
+        each(at / PIECE_BYTES, at % PIECE_BYTES, n);
+        at += n;
     }
 }
 
@@ -179,7 +239,7 @@ impl Disk for RamDisk {
         by_chunk(offset, len as u64, |at, n| {
             let (_, _, byte) = place(at);
             match self.chunk(at) {
-                Some(chunk) => out.put(&chunk.data[byte..byte + n]),
+                Some(chunk) => chunk.read(byte, n, out),
                 None => out.put_zeroes(n),
             }
             Ok(())
@@ -195,7 +255,7 @@ impl Disk for RamDisk {
             if self.mapped_max == u64::MAX {
                 let chunk = self.chunk_or_new(at);
                 chunk.mark(first, last, true);
-                chunk.data[byte..byte + n].copy_from_slice(&data[done..done + n]);
+                chunk.write(byte, &data[done..done + n]);
             } else {
                 // Counting costs time, and matters only where space can run out.
                 let new = match self.chunk(at) {
@@ -208,7 +268,7 @@ impl Disk for RamDisk {
                 self.mapped += new;
                 let chunk = self.chunk_or_new(at);
                 chunk.mark(first, last, true);
-                chunk.data[byte..byte + n].copy_from_slice(&data[done..done + n]);
+                chunk.write(byte, &data[done..done + n]);
             }
             done += n;
             Ok(())
@@ -233,7 +293,7 @@ impl Disk for RamDisk {
                 && let Some(chunk) = slot
             {
                 let before = if limited { chunk.count() } else { 0 };
-                chunk.data[byte..byte + n].fill(0);
+                chunk.zero(byte, n);
                 // Only whole granules lose their storage.
                 let first = byte.div_ceil(GRANULE_BYTES);
                 let end = (byte + n) / GRANULE_BYTES;

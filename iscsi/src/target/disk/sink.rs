@@ -1,11 +1,13 @@
 //! Where a disk puts what it reads.
 
 use berth_iobuf::{Payload, ReceiveBuffer};
+use bytes::Bytes;
 
 use super::DiskError;
 
-/// Collects read data as slices of chunks that are used again when the slices are gone: one copy from
-/// the disk and, in steady state, no allocation. What is not mapped costs no copy either.
+/// Collects read data: by reference where the disk has it in memory, else as slices of chunks that are
+/// used again when the slices are gone: one copy from the disk and, in steady state, no allocation.
+/// What is not mapped costs no copy either.
 #[derive(Debug, Default)]
 pub struct ReadSink {
     buffer: ReceiveBuffer,
@@ -28,6 +30,11 @@ impl ReadSink {
             self.payload.push(self.buffer.take(n));
             bytes = &bytes[n..];
         }
+    }
+
+    /// Appends `bytes` by reference.
+    pub fn put_shared(&mut self, bytes: Bytes) {
+        self.payload.push(bytes);
     }
 
     /// Appends `len` zeroes.

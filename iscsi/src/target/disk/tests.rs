@@ -28,7 +28,31 @@ fn a_read_of_ram_is_few_slices() {
         assert_eq!(sink.take().segments().len(), 1);
     }
     disk.read(0, 1 << 20, &mut sink).unwrap();
-    assert!(sink.take().segments().len() <= 6);
+    assert!(sink.take().segments().len() <= 16);
+}
+
+#[test]
+fn what_was_read_from_ram_does_not_change_any_more() {
+    let mut disk = RamDisk::new(SIZE);
+    disk.write(0, &vec![1; 2 << 20]).unwrap();
+    let mut sink = ReadSink::new();
+    disk.read(1000, 1 << 20, &mut sink).unwrap();
+    let held = sink.take();
+    disk.write(5000, &[2; 300_000]).unwrap();
+    disk.unmap(512 * 1024, 1 << 20).unwrap();
+    disk.write(600_000, &[3; 1]).unwrap();
+    assert!(held.to_bytes().iter().all(|byte| *byte == 1));
+
+    let now = read(&mut disk, 0, 2 << 20);
+    let expected: Vec<u8> = (0..2 << 20)
+        .map(|at| match at {
+            600_000 => 3,
+            5000..305_000 => 2,
+            524_288..1_572_864 => 0,
+            _ => 1,
+        })
+        .collect();
+    assert!(now == expected);
 }
 
 #[test]
