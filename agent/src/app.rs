@@ -107,8 +107,10 @@ impl Daemon {
             events: Arc::clone(&events),
             spec: {
                 let initiator = Arc::clone(&initiator);
-                Box::new(move |name, intent| initiator.volume_spec(name, intent))
+                Box::new(move |name, intent, terms| initiator.volume_spec(name, intent, terms))
             },
+            node_id: initiator.node_id(),
+            recovery_timeout: config.iscsi.recovery.timeout_seconds,
             attachments_max: ATTACHMENTS_MAX,
         });
         let nbd_socket = config.nbd_socket();
@@ -133,7 +135,9 @@ impl Daemon {
             started_unix_ms: unix_ms_now(),
         };
         let discoverer = Discoverer::new(initiator, Arc::clone(&plane));
-        let service = Service::new(Arc::clone(&manager), Arc::clone(&events), facts, discoverer);
+        let recovery_timeout = config.iscsi.recovery.timeout_seconds;
+        let service = Service::new(Arc::clone(&manager), Arc::clone(&events), facts, discoverer)
+            .with_recovery_timeout(recovery_timeout);
         let api = Api::new(Arc::new(service));
         let mut listeners = vec![Listener::Unix(api_socket)];
         if let (Some(tcp), Some(token)) = (tcp, token) {

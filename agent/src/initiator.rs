@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::AttachmentName;
-use berth_api::types::{Auth, Chap, DigestPolicy as ApiPolicy, Digests, Source};
+use berth_api::types::{Auth, Chap, DigestPolicy as ApiPolicy, Digests, Fence, Source};
 use berth_iscsi::login::{
     ChapConfig, DigestPolicy, InitiatorAuth, LoginConfig, MutualChap, Offer, Secret, SessionKind,
 };
@@ -13,11 +13,13 @@ use berth_iscsi::net::{ConnectOptions, TcpNetwork};
 use berth_iscsi::session::SessionOptions;
 use berth_iscsi::types::{Isid, Lun};
 
+use crate::block::lun::reservation::{Key, NodeId};
 use crate::config::{Config, Iscsi};
 use crate::nbd;
 use crate::plane::VolumeSpec;
-use crate::plane::spec::PathSpec;
-use crate::volume::intent::Intent;
+use crate::plane::spec::{FenceSpec, PathSpec};
+use crate::volume::Terms;
+use crate::volume::intent::{Intent, KnownPath};
 
 /// The initiator of this node: its name and its settings.
 #[derive(Debug)]
@@ -49,9 +51,15 @@ impl Initiator {
         self.name.as_str()
     }
 
+    /// Its number in reservation keys.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        NodeId::of(self.name())
+    }
+
     /// The plan for an attachment.
     #[must_use]
-    pub fn volume_spec(&self, name: &AttachmentName, intent: &Intent) -> VolumeSpec {
+    pub fn volume_spec(&self, name: &AttachmentName, intent: &Intent, terms: Terms) -> VolumeSpec {
         let Source::Iscsi(source) = &intent.request.source;
         let target_name: IscsiName = source
             .target
@@ -59,14 +67,6 @@ impl Initiator {
             .parse()
             .expect("the API took it for an iSCSI name");
         let session = SessionKind::Normal { target_name };
-        let paths = (0..).zip(&source.portals).map(|(index, asked)| PathSpec {
-            index,
-            portal: portal(asked),
-            isid: isid_of(intent.isid, index),
-            known_group: None,
-            retired: false,
-        });
-        let paths = paths.collect();
         let recovery = &self.settings.recovery;
         // Nodes and attachments must not keep step with each other; the ISID is random enough for that.
         let seed = u64::from(berth_iscsi::pdu::crc32c(&intent.isid.0));
@@ -77,7 +77,7 @@ impl Initiator {
             name: name.to_string(),
             network: Arc::new(TcpNetwork),
             target: source.target.to_string(),
-            paths,
+            paths: paths(intent),
             login: self.login(
                 session,
                 intent.isid,
@@ -88,9 +88,17 @@ impl Initiator {
             lun: Lun::from_number(source.lun).expect("the API took it for a LUN"),
             read_only: intent.request.read_only,
             expected_identity: intent.identity.clone(),
-            unclean: false,
-            fence: None,
-            recovery_timeout: intent.request.recovery_timeout_seconds.as_duration(),
+            unclean: terms.unclean,
+            fence: intent
+                .fence
+                .filter(|_| intent.request.fence == Fence::Reservation)
+                .map(|fence| FenceSpec {
+                    key: Key::new(self.node_id(), fence.epoch),
+                    claim: terms.claim,
+                }),
+            recovery_timeout: intent
+                .recovery_timeout(recovery.timeout_seconds)
+                .as_duration(),
             stale_session_timeout: recovery.stale_session_timeout.0,
             retry_first: recovery.retry_first.0,
             retry_max: recovery.retry_max.0,
@@ -150,6 +158,18 @@ impl Initiator {
     }
 }
 
+/// The paths of an attachment, by number.
+pub(crate) fn paths(intent: &Intent) -> Vec<PathSpec> {
+    let path = |known: &KnownPath| PathSpec {
+        index: known.index,
+        portal: portal(&known.portal),
+        isid: isid_of(intent.isid, known.index),
+        known_group: known.portal_group,
+        retired: known.retired,
+    };
+    intent.paths.iter().map(path).collect()
+}
+
 /// The ISID of the path with this number: the attachment's base with the number added to its
 /// qualifier, so that each path keeps its own for ever (RFC 7143 4.4.3: one nexus, one ISID).
 pub(crate) fn isid_of(base: Isid, index: u16) -> Isid {
@@ -166,6 +186,14 @@ pub(crate) fn portal(portal: &berth_api::Portal) -> berth_iscsi::name::Portal {
         .to_string()
         .parse()
         .expect("the API took it for a portal")
+}
+
+/// A portal of the initiator as one of the API.
+pub(crate) fn api_portal(portal: &berth_iscsi::name::Portal) -> berth_api::Portal {
+    portal
+        .to_string()
+        .parse()
+        .expect("it was made from one of the API")
 }
 
 fn digest_policy(policy: ApiPolicy) -> DigestPolicy {

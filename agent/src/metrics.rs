@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::block::stats::OpKind;
 use crate::plane::Snapshot;
+use crate::plane::spec::{PathView, RecoveryCounters};
 use crate::volume::Known;
 
 /// Upper edges of the latency histogram that is shown, in seconds; the counters are finer.
@@ -76,6 +77,8 @@ pub(crate) fn render(all: &[(Known, Option<Snapshot>)], uptime_ms: u64) -> Strin
     }
     requests(&mut page, all);
     volumes(&mut page, all);
+    recovery(&mut page, all);
+    paths(&mut page, all);
     page.text
 }
 
@@ -181,6 +184,146 @@ fn volumes(page: &mut Page, all: &[(Known, Option<Snapshot>)]) {
         "Digests that were wrong.",
         &|s| s.digest_errors,
     );
+}
+
+/// Paths and what recovery had to do.
+fn recovery(page: &mut Page, all: &[(Known, Option<Snapshot>)]) {
+    type Value = fn(&RecoveryCounters) -> u64;
+    const FAMILIES: [(&str, &str, &str, Value); 12] = [
+        (
+            "berth_sessions_lost_total",
+            "counter",
+            "Sessions that ended without being asked to.",
+            |c| c.sessions_lost,
+        ),
+        (
+            "berth_sessions_reinstated_total",
+            "counter",
+            "Sessions that were set up again.",
+            |c| c.sessions_reinstated,
+        ),
+        (
+            "berth_commands_resent_total",
+            "counter",
+            "Commands that were sent again.",
+            |c| c.commands_resent,
+        ),
+        (
+            "berth_ghost_writes_total",
+            "counter",
+            "Writes whose fate was unknown, and which waited for the end of their session.",
+            |c| c.ghosts,
+        ),
+        (
+            "berth_ghost_writes_waiting",
+            "gauge",
+            "Such writes that wait now.",
+            |c| c.ghosts_waiting,
+        ),
+        (
+            "berth_stalls_total",
+            "counter",
+            "Times that no path took I/O.",
+            |c| c.stalls,
+        ),
+        (
+            "berth_stall_longest_milliseconds",
+            "gauge",
+            "The longest of these times; counts the present one too.",
+            |c| c.stall_longest_ms,
+        ),
+        (
+            "berth_cache_losses_total",
+            "counter",
+            "Resets of a unit that had a volatile cache with unflushed writes.",
+            |c| c.cache_losses,
+        ),
+        (
+            "berth_recovery_timeouts_total",
+            "counter",
+            "Requests that failed because the recovery timeout was over.",
+            |c| c.requests_timed_out,
+        ),
+        (
+            "berth_commands_aborted_total",
+            "counter",
+            "Commands that were aborted because they took too long.",
+            |c| c.aborts,
+        ),
+        (
+            "berth_lun_resets_total",
+            "counter",
+            "Resets of the logical unit because commands could not be aborted.",
+            |c| c.lun_resets,
+        ),
+        (
+            "berth_reservation_conflicts_total",
+            "counter",
+            "Commands refused because another node holds a reservation.",
+            |c| c.reservation_conflicts,
+        ),
+    ];
+    for (name, kind, help, value) in FAMILIES {
+        page.family(name, kind, help);
+        for (known, snapshot) in all {
+            if let Some(snapshot) = snapshot {
+                let labels = [("volume", known.name.as_str())];
+                page.sample(name, &labels, value(&snapshot.recovery));
+            }
+        }
+    }
+}
+
+fn paths(page: &mut Page, all: &[(Known, Option<Snapshot>)]) {
+    let each = || {
+        all.iter().flat_map(|(known, snapshot)| {
+            let paths = snapshot.iter().flat_map(|snapshot| &snapshot.paths);
+            paths.map(move |path| (known.name.as_str(), path.status.portal.to_string(), path))
+        })
+    };
+    page.family("berth_path_state", "gauge", "1 for the state of each path.");
+    for (volume, portal, path) in each() {
+        let labels = [
+            ("volume", volume),
+            ("portal", portal.as_str()),
+            ("state", path.status.state.as_str()),
+        ];
+        page.sample("berth_path_state", &labels, 1);
+    }
+    type Value = fn(&PathView) -> f64;
+    const FAMILIES: [(&str, &str, &str, Value); 4] = [
+        (
+            "berth_path_failures_total",
+            "counter",
+            "Times that a path was lost or could not be brought up.",
+            |path| path.failures as f64,
+        ),
+        (
+            "berth_path_in_flight_commands",
+            "gauge",
+            "Commands in flight on a path.",
+            |path| path.in_flight.into(),
+        ),
+        (
+            "berth_path_queue_depth",
+            "gauge",
+            "Most commands that are sent over a path at a time.",
+            |path| path.queue_depth.into(),
+        ),
+        (
+            "berth_path_service_seconds",
+            "gauge",
+            "Recent mean time from command to answer.",
+            |path| path.service_time_us as f64 / 1e6,
+        ),
+    ];
+    for (name, kind, help, value) in FAMILIES {
+        page.family(name, kind, help);
+        for (volume, portal, path) in each() {
+            let labels = [("volume", volume), ("portal", portal.as_str())];
+            page.sample(name, &labels, value(path));
+        }
+    }
 }
 
 #[cfg(test)]

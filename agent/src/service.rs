@@ -1,25 +1,23 @@
 //! The node as the API sees it: translate in, call, translate out.
 
-use std::collections::BTreeMap;
+mod view;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_api::events::EventLog;
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentState, CheckResult, Connection, Counters, DeviceWish,
-    Discovery, DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, OpCounters, Path, PathState,
-    Reason, Session, Source, SourceSummary, unix_ms_now,
+    AttachRequest, Attachment, AttachmentPatch, CheckResult, DeviceWish, Discovery,
+    DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, unix_ms_now,
 };
 use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService};
 
-use crate::block::stats::{IoStats, OpKind};
 use crate::discovery::Discoverer;
 use crate::metrics;
-use crate::nbd::uri::Uri;
 use crate::nbd::wire::PAYLOAD_MAX_BYTES;
-use crate::plane::spec::PathView;
-use crate::plane::{SessionView, Snapshot};
 use crate::volume::{Known, Manager};
+
+pub use view::nbd_uri;
 
 /// Facts about the node that do not change while the daemon runs.
 #[derive(Debug, Clone)]
@@ -44,6 +42,7 @@ pub struct Service {
     events: Arc<EventLog>,
     facts: NodeFacts,
     discoverer: Discoverer,
+    recovery_timeout: RecoveryTimeout,
 }
 
 impl Service {
@@ -60,7 +59,15 @@ impl Service {
             events,
             facts,
             discoverer,
+            recovery_timeout: RecoveryTimeout::default(),
         }
+    }
+
+    /// What holds for attachments that do not say how long I/O waits.
+    #[must_use]
+    pub fn with_recovery_timeout(mut self, timeout: RecoveryTimeout) -> Self {
+        self.recovery_timeout = timeout;
+        self
     }
 
     async fn view(&self, known: Known) -> Attachment {
@@ -69,133 +76,13 @@ impl Service {
             None => None,
         };
         let stats = known.volume().map(|volume| Arc::clone(volume.stats()));
-        view(
+        view::attachment(
             &known,
             snapshot.as_ref(),
             stats.as_deref(),
             &self.facts.nbd_socket,
+            self.recovery_timeout,
         )
-    }
-}
-
-fn view(
-    known: &Known,
-    snapshot: Option<&Snapshot>,
-    stats: Option<&IoStats>,
-    nbd_socket: &std::path::Path,
-) -> Attachment {
-    let request = &known.request;
-    let (state, since_unix_ms, reason) = known.state();
-    let geometry = known.volume().map(|volume| volume.geometry());
-    let Source::Iscsi(source) = &request.source;
-    let up = known.volume().is_some();
-    let paths = source
-        .portals
-        .iter()
-        .map(|portal| {
-            let asked = portal.to_string();
-            let view = snapshot.and_then(|snapshot| {
-                let found = |view: &&PathView| view.status.portal.to_string() == asked;
-                snapshot.paths.iter().find(found)
-            });
-            match view {
-                Some(view) => Path {
-                    portal: portal.clone(),
-                    state: view.status.state,
-                    since_unix_ms: view.status.since_unix_ms,
-                    reason: view.status.reason.as_ref().map(Reason::from),
-                },
-                None => Path {
-                    portal: portal.clone(),
-                    state: match state {
-                        AttachmentState::Connecting => PathState::Connecting,
-                        _ => PathState::Down,
-                    },
-                    since_unix_ms,
-                    reason: reason.clone(),
-                },
-            }
-        })
-        .collect();
-    let sessions = snapshot.map_or_else(Vec::new, |snapshot| {
-        let sessions = snapshot
-            .paths
-            .iter()
-            .filter_map(|path| path.session.as_ref());
-        sessions.map(session_view).collect()
-    });
-    Attachment {
-        name: known.name.clone(),
-        state,
-        since_unix_ms,
-        reason,
-        device: None,
-        nbd_uri: up.then(|| nbd_uri(&known.name, nbd_socket)),
-        size_bytes: geometry.as_ref().map(|g| g.size_bytes),
-        block_size_bytes: geometry.as_ref().map(|g| g.logical_block_bytes),
-        physical_block_size_bytes: geometry.as_ref().map(|g| g.physical_block_bytes),
-        read_only: geometry.as_ref().map_or(request.read_only, |g| g.read_only),
-        identity: known.volume().map(|volume| volume.ready().facts.clone()),
-        source: SourceSummary::from(&request.source),
-        device_wish: request.device,
-        fence: request.fence,
-        digests: request.digests,
-        recovery_timeout_seconds: request.recovery_timeout_seconds,
-        paths,
-        sessions,
-        nbd_clients: snapshot.map_or(0, |snapshot| snapshot.clients),
-        counters: counters(stats, snapshot, known.reconnects()),
-    }
-}
-
-/// The URI by which NBD clients find the export.
-#[must_use]
-pub fn nbd_uri(name: &AttachmentName, socket: &std::path::Path) -> String {
-    Uri::unix(socket, name.as_str()).to_string()
-}
-
-fn session_view(view: &SessionView) -> Session {
-    Session {
-        isid: view.isid.to_string(),
-        tsih: view.tsih,
-        portal_group_tag: view.portal_group_tag,
-        connections: vec![Connection {
-            cid: view.cid,
-            local: view.local.clone(),
-            peer: view.peer.clone(),
-            since_unix_ms: view.since_unix_ms,
-        }],
-        negotiated: view
-            .negotiated
-            .clone()
-            .into_iter()
-            .collect::<BTreeMap<_, _>>(),
-    }
-}
-
-fn counters(stats: Option<&IoStats>, snapshot: Option<&Snapshot>, reconnects: u64) -> Counters {
-    let op = |kind| {
-        stats.map_or_else(OpCounters::default, |stats| {
-            let op = stats.op(kind);
-            OpCounters {
-                requests: op.requests(),
-                bytes: op.bytes(),
-                errors: op.errors(),
-                busy_us: u64::try_from(op.busy().as_micros()).unwrap_or(u64::MAX),
-            }
-        })
-    };
-    Counters {
-        read: op(OpKind::Read),
-        write: op(OpKind::Write),
-        flush: op(OpKind::Flush),
-        trim: op(OpKind::Trim),
-        write_zeroes: op(OpKind::WriteZeroes),
-        in_flight_requests: stats.map_or(0, IoStats::in_flight),
-        in_flight_bytes: stats.map_or(0, IoStats::in_flight_bytes),
-        reconnects,
-        digests_checked: snapshot.map_or(0, |s| s.digests_checked),
-        digest_errors: snapshot.map_or(0, |s| s.digest_errors),
     }
 }
 
@@ -213,7 +100,7 @@ impl NodeService for Service {
                 .with_field("device")
                 .with_attachment(name));
         }
-        tracing::info!(volume = %name, peer = ?call.peer, request_id = call.request_id, "attach asked for");
+        tracing::info!(volume = %name, peer = ?call.peer, request_id = call.request_id, takeover = request.takeover, "attach asked for");
         let created = self.manager.attach(name, request).await?;
         let known = self
             .manager
@@ -228,6 +115,17 @@ impl NodeService for Service {
     async fn detach(&self, call: &Call, name: &AttachmentName, force: bool) -> Result<(), Error> {
         tracing::info!(volume = %name, force, peer = ?call.peer, request_id = call.request_id, "detach asked for");
         self.manager.detach(name, force).await
+    }
+
+    async fn change(
+        &self,
+        call: &Call,
+        name: &AttachmentName,
+        patch: AttachmentPatch,
+    ) -> Result<Attachment, Error> {
+        tracing::info!(volume = %name, peer = ?call.peer, request_id = call.request_id, ?patch, "change asked for");
+        self.manager.change(name, patch).await?;
+        self.attachment(name).await
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>, Error> {

@@ -32,7 +32,10 @@ async fn attach_look_and_detach() {
     {
         let attachments = daemon.fake.attachments.lock().unwrap();
         let (request, _) = attachments.values().next().unwrap();
-        assert_eq!(request.recovery_timeout_seconds, RecoveryTimeout::Forever);
+        assert_eq!(
+            request.recovery_timeout_seconds,
+            Some(RecoveryTimeout::Forever)
+        );
     }
     let again = daemon.run(&attach).await;
     assert!(
@@ -52,7 +55,9 @@ async fn attach_look_and_detach() {
     };
     assert_eq!(
         words(lines.next().unwrap()),
-        ["NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "SINCE"]
+        [
+            "NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "PATHS", "SINCE"
+        ]
     );
     let row = words(lines.next().unwrap());
     assert_eq!(

@@ -7,7 +7,9 @@ use futures_core::Stream;
 
 use crate::error::Error;
 use crate::name::AttachmentName;
-use crate::types::{AttachRequest, Attachment, Discovery, DiscoveryRequest, Event, Health, Node};
+use crate::types::{
+    AttachRequest, Attachment, AttachmentPatch, Discovery, DiscoveryRequest, Event, Health, Node,
+};
 
 /// Events, oldest first. Ends when the service stops.
 pub type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -83,6 +85,18 @@ pub trait NodeService: Send + Sync + 'static {
         name: &AttachmentName,
         force: bool,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Changes the attachment while it is attached and returns how it is then. What was changed is kept
+    /// over restarts. New paths are set up and removed ones drained afterwards; see the paths.
+    ///
+    /// # Errors
+    /// `not-found`; `operation-pending` while it is being detached.
+    fn change(
+        &self,
+        call: &Call,
+        name: &AttachmentName,
+        patch: AttachmentPatch,
+    ) -> impl Future<Output = Result<Attachment, Error>> + Send;
 
     /// All attachments, ordered by name. Never waits for a target.
     fn attachments(&self) -> impl Future<Output = Result<Vec<Attachment>, Error>> + Send;

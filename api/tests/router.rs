@@ -125,6 +125,65 @@ async fn every_code_has_its_status() {
 }
 
 #[tokio::test]
+async fn a_change_is_a_merge_patch() {
+    let harness = Harness::new();
+    let patch = |media: &'static str, body: Value| {
+        Request::patch("/v1/attachments/a")
+            .header(header::CONTENT_TYPE, media)
+            .body(Body::from(body.to_string()))
+            .unwrap()
+    };
+    const MERGE: &str = "application/merge-patch+json";
+    let timeout = json!({ "recovery_timeout_seconds": "forever" });
+    let reply = harness.send(patch(MERGE, timeout.clone())).await;
+    assert_eq!(reply.status, StatusCode::NOT_FOUND);
+    reply.problem("not-found");
+    let reply = harness.put("/v1/attachments/a", &body()).await;
+    assert_eq!(reply.status, StatusCode::CREATED);
+    let reply = harness.send(patch(MERGE, timeout)).await;
+    assert_eq!(reply.status, StatusCode::OK);
+    assert_eq!(reply.json()["recovery_timeout_seconds"], "forever");
+    let portals = json!({ "source": { "iscsi": { "portals": ["192.0.2.99"] } } });
+    let reply = harness.send(patch("application/json", portals)).await;
+    let attachment = reply.json();
+    assert_eq!(
+        attachment["source"]["iscsi"]["portals"],
+        json!(["192.0.2.99:3260"])
+    );
+    assert_eq!(attachment["recovery_timeout_seconds"], "forever");
+    for (field, wrong) in [
+        ("read_only", json!({ "read_only": true })),
+        (
+            "source.iscsi.lun",
+            json!({ "source": { "iscsi": { "portals": ["192.0.2.1"], "lun": 2 } } }),
+        ),
+        (
+            "source.iscsi.portals",
+            json!({ "source": { "iscsi": { "portals": [] } } }),
+        ),
+    ] {
+        let reply = harness.send(patch(MERGE, wrong)).await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{field}");
+        assert_eq!(reply.problem("invalid-argument")["field"], field);
+    }
+    let reply = harness.send(patch("text/plain", json!({}))).await;
+    assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn a_takeover_needs_something_to_take_over() {
+    let harness = Harness::new();
+    let mut wish = body();
+    wish["takeover"] = json!(true);
+    let reply = harness.put("/v1/attachments/a", &wish).await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+    assert_eq!(reply.problem("invalid-argument")["field"], "takeover");
+    wish["fence"] = json!("reservation");
+    let reply = harness.put("/v1/attachments/a", &wish).await;
+    assert_eq!(reply.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
 async fn detach_in_use_needs_force() {
     let harness = Harness::new();
     let reply = harness.delete("/v1/attachments/busy").await;
@@ -219,7 +278,11 @@ async fn unknown_paths_and_methods_are_problems_too() {
         reply.problem("not-found");
     }
     for (method, path, allow) in [
-        (Method::POST, "/v1/attachments/disk0", "GET,HEAD,PUT,DELETE"),
+        (
+            Method::POST,
+            "/v1/attachments/disk0",
+            "GET,HEAD,PUT,PATCH,DELETE",
+        ),
         (Method::PATCH, "/v1/node", "GET,HEAD"),
         (Method::DELETE, "/", "GET,HEAD"),
     ] {

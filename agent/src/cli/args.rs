@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use berth_api::types::{DeviceWish, DigestPolicy, IscsiSource, RecoveryTimeout};
+use berth_api::types::{DeviceWish, DigestPolicy, Fence, IscsiSource, RecoveryTimeout};
 use berth_api::{AttachmentName, Portal, TargetName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -58,6 +58,8 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// Attach a logical unit and wait until it is there; repeating it is safe
     Attach(Attach),
+    /// Change an attachment while it is attached
+    Set(Set),
     /// Detach and wait until it is gone; succeeds when it was not there
     Detach(Detach),
     /// List the attachments
@@ -112,9 +114,15 @@ pub(super) struct Attach {
     /// CRC32C over iSCSI data
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = DigestArgument::Prefer)]
     pub(super) data_digest: DigestArgument,
-    /// How long I/O waits while no path works: seconds or "forever"
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = recovery_timeout)]
-    pub(super) recovery_timeout: RecoveryTimeout,
+    /// How other nodes are kept from writing
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = FenceArgument::None)]
+    pub(super) fence: FenceArgument,
+    /// Take the volume from the node that holds it: its writes are refused from then on
+    #[arg(long)]
+    pub(super) takeover: bool,
+    /// How long I/O waits while no path works: seconds or "forever" [default: as the daemon is configured]
+    #[arg(long, value_name = "SECONDS", value_parser = recovery_timeout)]
+    pub(super) recovery_timeout: Option<RecoveryTimeout>,
     /// How long the attach may take
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub(super) timeout: u32,
@@ -142,6 +150,23 @@ pub(super) struct Chap {
     /// Accept secrets below 12 bytes
     #[arg(long, requires = "chap_user")]
     pub(super) allow_short_secret: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(super) struct Set {
+    /// Name of the attachment
+    pub(super) name: AttachmentName,
+    /// How long I/O waits while no path works: seconds, "forever", or "default" for what the daemon's
+    /// configuration says
+    #[arg(long, value_name = "SECONDS", value_parser = new_recovery_timeout, group = "change")]
+    pub(super) recovery_timeout: Option<NewTimeout>,
+    /// One more path to the volume, HOST[:PORT] or [V6][:PORT]; repeat it for several
+    #[arg(long = "add-portal", value_name = "HOST:PORT", group = "change")]
+    pub(super) add_portals: Vec<Portal>,
+    /// A path that is not to be used any more; repeat it for several
+    #[arg(long = "remove-portal", value_name = "HOST:PORT", group = "change")]
+    pub(super) remove_portals: Vec<Portal>,
 }
 
 #[derive(Debug, Args)]
@@ -252,6 +277,37 @@ impl From<DigestArgument> for DigestPolicy {
     }
 }
 
+/// [`Fence`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FenceArgument {
+    /// They are not
+    None,
+    /// SCSI-3 persistent reservation: the volume refuses their writes
+    Reservation,
+}
+
+impl From<FenceArgument> for Fence {
+    fn from(argument: FenceArgument) -> Self {
+        match argument {
+            FenceArgument::None => Self::None,
+            FenceArgument::Reservation => Self::Reservation,
+        }
+    }
+}
+
+/// A recovery timeout, or nothing for that of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NewTimeout(pub(super) Option<RecoveryTimeout>);
+
+fn new_recovery_timeout(text: &str) -> Result<NewTimeout, String> {
+    if text == "default" {
+        return Ok(NewTimeout(None));
+    }
+    recovery_timeout(text)
+        .map(|timeout| NewTimeout(Some(timeout)))
+        .map_err(|expected| format!("{expected}, or \"default\""))
+}
+
 fn recovery_timeout(text: &str) -> Result<RecoveryTimeout, String> {
     if text == "forever" {
         return Ok(RecoveryTimeout::Forever);
@@ -283,7 +339,7 @@ mod tests {
                     --target IQN.2026-11.example:disk0 --lun 1 --chap-user u --chap-secret-file - \
                     --mutual-user t --mutual-secret-file /s --header-digest require \
                     --data-digest off --device kernel --read-only --recovery-timeout forever \
-                    --timeout 600 --no-wait";
+                    --fence reservation --takeover --timeout 600 --no-wait";
         let Command::Attach(attach) = parse(line).unwrap() else {
             panic!("attach is attach");
         };
@@ -297,9 +353,32 @@ mod tests {
         assert_eq!(attach.header_digest, DigestArgument::Require);
         assert_eq!(attach.data_digest, DigestArgument::Off);
         assert_eq!(attach.device, DeviceArgument::Kernel);
-        assert_eq!(attach.recovery_timeout, RecoveryTimeout::Forever);
+        assert_eq!(attach.recovery_timeout, Some(RecoveryTimeout::Forever));
+        assert_eq!(attach.fence, FenceArgument::Reservation);
+        assert!(attach.takeover);
         assert_eq!(attach.timeout, 600);
         assert!(attach.read_only && attach.no_wait);
+    }
+
+    #[test]
+    fn set_takes_any_change_and_at_least_one() {
+        let Command::Set(set) = parse(
+            "berthctl set a --recovery-timeout default --add-portal 192.0.2.1 --add-portal 192.0.2.2 \
+             --remove-portal 192.0.2.3",
+        )
+        .unwrap() else {
+            panic!("set is set");
+        };
+        assert_eq!(set.recovery_timeout, Some(NewTimeout(None)));
+        assert_eq!((set.add_portals.len(), set.remove_portals.len()), (2, 1));
+        let Command::Set(set) = parse("berthctl set a --recovery-timeout 5").unwrap() else {
+            panic!("set is set");
+        };
+        let five = RecoveryTimeout::Seconds(5);
+        assert_eq!(set.recovery_timeout, Some(NewTimeout(Some(five))));
+        let error = parse("berthctl set a").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+        assert!(error.to_string().contains("--add-portal"), "{error}");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use berth_api::AttachmentName;
 use berth_api::client::{Client, Started};
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentList, Digests, Identity, IscsiSource, Operation,
-    PathState, Source, SourceSummary,
+    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Digests, Identity, IscsiPatch,
+    IscsiSource, Operation, PathState, Source, SourcePatch, SourceSummary,
 };
+use berth_api::{AttachmentName, Portal};
 
 use super::args;
 use super::error::Failure;
@@ -32,6 +32,8 @@ pub(super) async fn attach(
         header: arguments.header_digest.into(),
         data: arguments.data_digest.into(),
     };
+    request.fence = arguments.fence.into();
+    request.takeover = arguments.takeover;
     request.recovery_timeout_seconds = arguments.recovery_timeout;
     request.attach_timeout_seconds = arguments.timeout;
     let attached = if arguments.no_wait {
@@ -69,6 +71,54 @@ pub(super) async fn attach(
         lines.push_str(&format!("  size    {}\n", size(bytes)));
     }
     output.text(&lines)
+}
+
+pub(super) async fn set(
+    client: &Client,
+    output: &Output,
+    arguments: args::Set,
+) -> Result<(), Failure> {
+    let name = arguments.name;
+    let mut patch = AttachmentPatch {
+        recovery_timeout_seconds: arguments.recovery_timeout.map(|timeout| timeout.0),
+        source: None,
+    };
+    if !arguments.add_portals.is_empty() || !arguments.remove_portals.is_empty() {
+        let SourceSummary::Iscsi(now) = client.attachment(&name).await?.source;
+        let portals = changed_portals(
+            now.portals,
+            &arguments.add_portals,
+            &arguments.remove_portals,
+        )
+        .map_err(|wrong| Failure::Usage(format!("{name} {wrong}")))?;
+        patch.source = Some(SourcePatch::Iscsi(IscsiPatch { portals }));
+    }
+    let attachment = client.change(&name, &patch).await?;
+    if output.is_json() {
+        return output.json(&attachment);
+    }
+    output.text(&show::page(&attachment, output))
+}
+
+/// The portals after a change; or what is wrong with it.
+fn changed_portals(
+    mut portals: Vec<Portal>,
+    add: &[Portal],
+    remove: &[Portal],
+) -> Result<Vec<Portal>, String> {
+    if let Some(portal) = remove.iter().find(|portal| !portals.contains(portal)) {
+        return Err(format!("has no portal {portal}"));
+    }
+    portals.retain(|portal| !remove.contains(portal));
+    for portal in add {
+        if !portals.contains(portal) {
+            portals.push(portal.clone());
+        }
+    }
+    if portals.is_empty() {
+        return Err("would have no portal left; add another one, or detach it".to_owned());
+    }
+    Ok(portals)
 }
 
 pub(super) async fn detach(
@@ -120,9 +170,11 @@ pub(super) async fn list(client: &Client, output: &Output) -> Result<(), Failure
 }
 
 fn listing(attachments: &[Attachment], wide: bool) -> String {
-    let mut header = vec!["NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "SINCE"];
+    let mut header = vec![
+        "NAME", "STATE", "SIZE", "DEVICE", "TARGET", "LUN", "PATHS", "SINCE",
+    ];
     if wide {
-        header.extend(["PATHS", "CLIENTS", "IDENTITY", "NBD"]);
+        header.extend(["CLIENTS", "IDENTITY", "NBD"]);
     }
     let rows = attachments.iter().map(|attachment| {
         let SourceSummary::Iscsi(source) = &attachment.source;
@@ -133,16 +185,11 @@ fn listing(attachments: &[Attachment], wide: bool) -> String {
             or_dash(attachment.device.as_ref()),
             source.target.to_string(),
             source.lun.to_string(),
+            paths_up(attachment),
             age(attachment.since_unix_ms),
         ];
         if wide {
-            let up = attachment
-                .paths
-                .iter()
-                .filter(|path| path.state == PathState::Up)
-                .count();
             row.extend([
-                format!("{up}/{}", attachment.paths.len()),
                 attachment.nbd_clients.to_string(),
                 or_dash(attachment.identity.as_ref().and_then(identity)),
                 or_dash(attachment.nbd_uri.as_ref()),
@@ -150,7 +197,14 @@ fn listing(attachments: &[Attachment], wide: bool) -> String {
         }
         row
     });
-    table(&header, &[2, 5], rows.collect())
+    table(&header, &[2, 5, 6], rows.collect())
+}
+
+/// How many paths work, of how many.
+fn paths_up(attachment: &Attachment) -> String {
+    let up = |path: &&berth_api::types::Path| path.state == PathState::Up;
+    let count = attachment.paths.iter().filter(up).count();
+    format!("{count}/{}", attachment.paths.len())
 }
 
 /// The strongest name that a volume has.
@@ -170,4 +224,28 @@ pub(super) async fn show(
         return output.json(&attachment);
     }
     output.text(&show::page(&attachment, output))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portals_are_added_and_removed() {
+        let portal = |n: u8| -> Portal { format!("192.0.2.{n}").parse().unwrap() };
+        let now = || vec![portal(1), portal(2)];
+        let changed = |add: &[u8], remove: &[u8]| {
+            let all = |numbers: &[u8]| numbers.iter().copied().map(portal).collect::<Vec<_>>();
+            changed_portals(now(), &all(add), &all(remove))
+        };
+        assert_eq!(changed(&[3, 1], &[2]), Ok(vec![portal(1), portal(3)]));
+        assert_eq!(changed(&[], &[]), Ok(now()));
+        assert!(changed(&[], &[3]).unwrap_err().contains("192.0.2.3:3260"));
+        assert!(
+            changed(&[], &[1, 2])
+                .unwrap_err()
+                .contains("no portal left")
+        );
+        assert_eq!(changed(&[3], &[1, 2]), Ok(vec![portal(3)]));
+    }
 }

@@ -59,6 +59,7 @@ fn run(command: Command, global: &args::Global, output: &Output) -> Result<(), F
     runtime.block_on(async {
         match command {
             Command::Attach(arguments) => attachment::attach(&client, output, arguments).await,
+            Command::Set(arguments) => attachment::set(&client, output, arguments).await,
             Command::Detach(arguments) => attachment::detach(&client, output, &arguments).await,
             Command::List => attachment::list(&client, output).await,
             Command::Show { name } => attachment::show(&client, output, &name).await,

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use berth_api::types::{
-    Attachment, AuthSummary, Counters, DigestPolicy, OpCounters, RecoveryTimeout, SourceSummary,
+    Attachment, AuthSummary, Counters, DigestPolicy, Fence, OpCounters, RecoveryTimeout,
+    SourceSummary,
 };
 
 use super::attachment::identity;
-use super::output::{Output, age, clean, micros, size, table};
+use super::output::{Output, age, clean, micros, or_dash, size, table};
 
 /// Width of the names on the left, in characters.
 const NAME_WIDTH: usize = 18;
@@ -133,6 +134,12 @@ impl Page<'_> {
             RecoveryTimeout::Seconds(seconds) => format!("{seconds} s"),
         };
         self.pair("I/O waits", &timeout);
+        let fence = match (attachment.fence, &attachment.reservation_key) {
+            (Fence::None, _) => "none".to_owned(),
+            (Fence::Reservation, None) => "reservation".to_owned(),
+            (Fence::Reservation, Some(key)) => format!("reservation, key {key}"),
+        };
+        self.pair("Fence", &fence);
     }
 
     fn paths(&mut self, attachment: &Attachment) {
@@ -140,17 +147,35 @@ impl Page<'_> {
             return;
         }
         self.heading("Paths");
+        let rows = attachment.paths.iter().map(|path| {
+            vec![
+                path.portal.to_string(),
+                path.state.to_string(),
+                age(path.since_unix_ms),
+                or_dash(path.access.as_ref().map(|access| {
+                    let preferred = if path.preferred { ", preferred" } else { "" };
+                    format!("{access}{preferred}")
+                })),
+                or_dash(path.portal_group_tag),
+                format!("{}/{}", path.in_flight_commands, path.queue_depth),
+                match path.service_time_us {
+                    0 => "–".to_owned(),
+                    time => micros(time as f64),
+                },
+                path.failures.to_string(),
+            ]
+        });
+        let header = [
+            "PORTAL", "STATE", "SINCE", "ACCESS", "GROUP", "QUEUE", "TIME", "FAILURES",
+        ];
+        for line in table(&header, &[4, 5, 6, 7], rows.collect()).lines() {
+            self.line(&format!("  {line}"));
+        }
         for path in &attachment.paths {
-            let mut text = format!(
-                "  {} {} for {}",
-                path.portal,
-                path.state,
-                age(path.since_unix_ms)
-            );
             if let Some(reason) = &path.reason {
-                let _ = write!(text, ": {} ({})", reason.detail, reason.code);
+                let text = format!("  {}: {} ({})", path.portal, reason.detail, reason.code);
+                self.line(&clean(&text));
             }
-            self.line(&clean(&text));
         }
     }
 
@@ -225,5 +250,30 @@ fn counters(counters: &Counters) -> String {
         counters.digests_checked,
         counters.digest_errors
     );
+    let recovery = &counters.recovery;
+    let told = [
+        (recovery.sessions_lost, "sessions lost"),
+        (recovery.commands_resent, "commands sent again"),
+        (recovery.ghosts, "writes of unknown fate"),
+        (recovery.ghosts_waiting, "of them waiting"),
+        (recovery.stalls, "stalls"),
+        (recovery.stall_longest_ms, "ms the longest stall"),
+        (
+            recovery.requests_timed_out,
+            "requests failed by the recovery timeout",
+        ),
+        (recovery.cache_losses, "cache losses"),
+        (recovery.aborts, "aborts"),
+        (recovery.lun_resets, "LUN resets"),
+        (recovery.reservation_conflicts, "reservation conflicts"),
+    ];
+    let told: Vec<String> = told
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if !told.is_empty() {
+        let _ = write!(text, "\nrecovery: {}", told.join(", "));
+    }
     text
 }

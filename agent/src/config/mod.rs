@@ -127,7 +127,8 @@ pub struct Iscsi {
     /// A NOP-Out ping is sent after this time without anything received. The default is short, so that a path
     /// that stalls is found within one and a half times `ping_timeout`.
     pub ping_interval: Span,
-    /// The connection counts as lost this long after an unanswered ping.
+    /// The connection counts as lost this long after an unanswered ping. Default 5 s, as other
+    /// initiators have it; a busy link is never pinged.
     pub ping_timeout: Span,
     /// A SCSI command must be answered within this time; then it is aborted.
     pub command_timeout: Span,

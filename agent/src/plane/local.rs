@@ -25,7 +25,7 @@ use super::context::{Context, PathHandle};
 use super::keeper;
 use super::path::{FirstAttempt, Live, Orders, PathTask, is_expected};
 use super::session::{self, Attempt, Opened};
-use super::spec::{PathSpec, Reconfigure, VolumeSpec};
+use super::spec::{Leave, PathSpec, Reconfigure, VolumeSpec};
 use super::volume::{Ended, InUse, Ready, Shared, VolumeCommand};
 use crate::block::align::Align;
 use crate::block::fault::Fault;
@@ -67,7 +67,14 @@ pub(super) async fn run(
     let ended = if ready.send(Ok(facts)).is_ok() {
         volume.serve(commands).await
     } else {
-        volume.end().await
+        // Given up at the last moment: what was ours before stays so, the rest is given back.
+        let resumed = volume
+            .context
+            .spec
+            .fence
+            .is_some_and(|fence| fence.claim == reservation::Claim::Resume);
+        let leave = if resumed { Leave::Stop } else { Leave::Detach };
+        volume.end(leave).await
     };
     shared.ended.send_replace(Some(ended));
 }
@@ -345,7 +352,9 @@ impl LocalVolume {
                         let _ = answer.send(Ok(()));
                     }
                 }
-                Some(VolumeCommand::End) | None => return self.end().await,
+                Some(VolumeCommand::End(leave)) => return self.end(leave).await,
+                // Dropped without a word, as when the daemon dies: what is kept says that it comes back.
+                None => return self.end(Leave::Stop).await,
             }
         }
     }
@@ -443,7 +452,7 @@ impl LocalVolume {
 
     /// Ends in good order: answers what is in flight, flushes the unit's cache, gives the reservation back,
     /// logs out.
-    async fn end(mut self) -> Ended {
+    async fn end(mut self, leave: Leave) -> Ended {
         let context = Rc::clone(&self.context);
         let deadline = Instant::now() + context.spec.logout_timeout;
         self.stop.drain();
@@ -466,7 +475,9 @@ impl LocalVolume {
                 let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
                 let _ = tokio::time::timeout_at(deadline, flush).await;
             }
-            if let Some(fence) = context.spec.fence {
+            if leave == Leave::Detach
+                && let Some(fence) = context.spec.fence
+            {
                 let release = reservation::release(&*port, fence.key);
                 match tokio::time::timeout_at(deadline, release).await {
                     Ok(Ok(())) => {}

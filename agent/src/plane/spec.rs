@@ -103,6 +103,16 @@ pub struct Reconfigure {
     pub paths: Vec<PathSpec>,
 }
 
+/// Why a volume ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// It is not wanted here any more: its reservation is given back.
+    Detach,
+    /// It comes back (the daemon stops, or tries anew): its reservation stays, so that nobody else gets it
+    /// meanwhile without asking for that.
+    Stop,
+}
+
 /// How a volume stands, for its owner; each change wakes the owner, quick ones may be seen as one.
 #[derive(Debug, Clone)]
 pub struct VolumeStatus {

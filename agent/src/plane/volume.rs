@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::local;
 use super::spec::{
-    PathView, Reconfigure, RecoveryCounters, VolumeHealth, VolumeSpec, VolumeStatus,
+    Leave, PathView, Reconfigure, RecoveryCounters, VolumeHealth, VolumeSpec, VolumeStatus,
 };
 use super::thread::Place;
 use crate::block::Geometry;
@@ -80,7 +80,7 @@ pub(super) enum VolumeCommand {
         force: bool,
         answer: oneshot::Sender<Result<(), InUse>>,
     },
-    End,
+    End(Leave),
 }
 
 /// What the volume's task and its owner share.
@@ -221,11 +221,12 @@ impl Volume {
         receiver.await.unwrap_or(Ok(()))
     }
 
-    /// Ends it in good order: I/O in flight is finished, the cache is flushed, the session is logged
-    /// out; all within the logout timeout. Returns when it is gone.
-    pub async fn end(&self) {
-        let _ = self.commands.send(VolumeCommand::End).await;
-        self.wait_ended().await;
+    /// Ends it in good order: I/O in flight is finished, the cache is flushed, the reservation is given back
+    /// if it is not to stay, sessions are logged out; all within the logout timeout. Returns when it is gone,
+    /// with whether nothing of it is left at the target.
+    pub async fn end(&self, leave: Leave) -> bool {
+        let _ = self.commands.send(VolumeCommand::End(leave)).await;
+        matches!(self.wait_ended().await, Ended::Detached { clean: true })
     }
 
     /// Waits until it has ended, and says how.

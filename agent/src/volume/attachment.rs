@@ -1,28 +1,34 @@
 //! The life of one attachment, owned by one task.
 //!
 //! ```text
-//!              attach              up                 detach
-//!   (absent) ---------> connecting ----> attached ---------------> detaching --> (absent)
-//!                        |     ^            | session lost             ^
-//!                        v     | attach     v                          |
-//!                        failed <-----------+ -------- detach ---------+
+//!              attach              up                    detach
+//!   (absent) ---------> connecting ----> attached ------------------> detaching --> (absent)
+//!                        |     ^           ^  | no path works            ^
+//!                        |     |           |  v                          |
+//!                        |     | attach   recovering -- detach ----------+
+//!                        v     |              | fenced, another unit     |
+//!                        failed <-------------+ ---------- detach -------+
 //! ```
 //!
-//! Recovery of a lost session will stand between `attached` and `failed`; it has its place in
-//! [`Task::attached`].
+//! Sessions come and go below, in the data plane; here it only shows whether any path works.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::events::EventLog;
-use berth_api::types::{AttachRequest, AttachmentState, EventKind, NewEvent, Reason, unix_ms_now};
+use berth_api::types::{
+    AttachRequest, AttachmentPatch, AttachmentState, EventKind, Fence, NewEvent, Reason,
+    RecoveryTimeout, unix_ms_now,
+};
 use berth_api::{AttachmentName, Code, Error};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::failure;
+use super::attempt::{Prepared, Terms, attempt, lost_before};
 use super::intent::{Intent, Intents};
-use crate::plane::{DataPlane, Ended, Volume, VolumeSpec};
+use super::serving::ChangeAnswer;
+use crate::block::lun::reservation::{Key, NodeId};
+use crate::plane::{DataPlane, Volume, VolumeSpec};
 
 /// Calls that may wait for one attachment's task.
 const CALLS_MAX: usize = 64;
@@ -33,8 +39,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// An attachment, from outside of its task.
 #[derive(Clone)]
 pub(super) struct Attachment {
-    /// What was asked for when it was made.
-    pub(super) request: Arc<AttachRequest>,
     calls: mpsc::Sender<Call>,
     pub(super) view: watch::Receiver<View>,
 }
@@ -42,6 +46,10 @@ pub(super) struct Attachment {
 /// How an attachment stands.
 #[derive(Clone)]
 pub(super) struct View {
+    /// What was asked for, as changed since.
+    pub(super) request: Arc<AttachRequest>,
+    /// What it registers with, if it is fenced by reservation.
+    pub(super) reservation_key: Option<Key>,
     pub(super) state: AttachmentState,
     pub(super) since_unix_ms: u64,
     pub(super) reason: Option<Reason>,
@@ -51,8 +59,15 @@ pub(super) struct View {
     pub(super) attached_times: u64,
 }
 
-enum Call {
-    Attach(oneshot::Sender<Result<(), Error>>),
+pub(super) enum Call {
+    Attach {
+        takeover: bool,
+        answer: oneshot::Sender<Result<(), Error>>,
+    },
+    Change {
+        patch: Box<AttachmentPatch>,
+        answer: ChangeAnswer,
+    },
     Detach {
         force: bool,
         answer: oneshot::Sender<Result<(), Error>>,
@@ -71,7 +86,7 @@ pub(super) enum Origin {
 }
 
 /// Makes the plan for the data plane out of an intent.
-pub(crate) type MakeSpec = Box<dyn Fn(&AttachmentName, &Intent) -> VolumeSpec + Send + Sync>;
+pub(crate) type MakeSpec = Box<dyn Fn(&AttachmentName, &Intent, Terms) -> VolumeSpec + Send + Sync>;
 
 /// What the task needs from the daemon.
 pub(super) struct Context {
@@ -79,6 +94,10 @@ pub(super) struct Context {
     pub(super) plane: Arc<DataPlane>,
     pub(super) events: Arc<EventLog>,
     pub(super) spec: MakeSpec,
+    /// The node's number in reservation keys.
+    pub(super) node_id: NodeId,
+    /// For attachments that do not say how long I/O waits.
+    pub(super) recovery_timeout: RecoveryTimeout,
     /// Called when the attachment is gone, before anybody is told so.
     pub(super) forget: Box<dyn Fn(&AttachmentName) + Send + Sync>,
 }
@@ -93,13 +112,14 @@ impl Attachment {
     ) -> Self {
         let (calls, queue) = mpsc::channel(CALLS_MAX);
         let (view_sender, view) = watch::channel(View {
+            request: Arc::new(intent.request.clone()),
+            reservation_key: None,
             state: AttachmentState::Connecting,
             since_unix_ms: unix_ms_now(),
             reason: None,
             volume: None,
             attached_times: 0,
         });
-        let request = Arc::new(intent.request.clone());
         let task = Task {
             name,
             intent,
@@ -107,14 +127,11 @@ impl Attachment {
             calls: queue,
             view: view_sender,
             waiting: Vec::new(),
+            takeover: false,
             detaching: VecDeque::new(),
         };
         tokio::spawn(task.run(origin));
-        Self {
-            request,
-            calls,
-            view,
-        }
+        Self { calls, view }
     }
 
     async fn call<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Call) -> Option<T> {
@@ -123,9 +140,15 @@ impl Attachment {
         receiver.await.ok()
     }
 
-    /// Waits until it is attached or has failed. `None`: it is gone.
-    pub(super) async fn attach(&self) -> Option<Result<(), Error>> {
-        self.call(Call::Attach).await
+    /// Waits until it is attached or has failed; `takeover`: from whoever holds it. `None`: it is gone.
+    pub(super) async fn attach(&self, takeover: bool) -> Option<Result<(), Error>> {
+        self.call(|answer| Call::Attach { takeover, answer }).await
+    }
+
+    /// Changes it. `None`: it is gone.
+    pub(super) async fn change(&self, patch: AttachmentPatch) -> Option<Result<(), Error>> {
+        let patch = Box::new(patch);
+        self.call(|answer| Call::Change { patch, answer }).await
     }
 
     /// Takes it away. `None`: it was gone already.
@@ -139,20 +162,22 @@ impl Attachment {
     }
 }
 
-struct Task {
-    name: AttachmentName,
-    intent: Intent,
-    context: Arc<Context>,
-    calls: mpsc::Receiver<Call>,
-    view: watch::Sender<View>,
+pub(super) struct Task {
+    pub(super) name: AttachmentName,
+    pub(super) intent: Intent,
+    pub(super) context: Arc<Context>,
+    pub(super) calls: mpsc::Receiver<Call>,
+    pub(super) view: watch::Sender<View>,
     /// Who waits for the attach under way.
-    waiting: Vec<oneshot::Sender<Result<(), Error>>>,
+    pub(super) waiting: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// One of them asked for a takeover.
+    pub(super) takeover: bool,
     /// Who waits for the detach under way.
-    detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
+    pub(super) detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
 }
 
 /// What the task does next.
-enum Next {
+pub(super) enum Next {
     Connect { retry: bool },
     Attached(Arc<Volume>),
     Failed(Error),
@@ -170,13 +195,20 @@ impl Task {
             (self.context.forget)(&self.name);
             return self.drain(&error);
         }
-        let mut next = Next::Connect {
-            retry: origin == Origin::Restored,
+        let mut next = if origin == Origin::Restored && lost_before(&self.intent) {
+            // Whoever took it may still have it, or may have written to it: that is for people to say.
+            let detail = "another node took the volume over before the daemon was started; attach it again \
+                          if it is to be used here";
+            Next::Failed(Error::new(Code::Fenced, detail).with_attachment(&self.name))
+        } else {
+            Next::Connect {
+                retry: origin == Origin::Restored,
+            }
         };
         loop {
             next = match next {
                 Next::Connect { retry } => self.connect(retry).await,
-                Next::Attached(volume) => self.attached(volume).await,
+                Next::Attached(volume) => self.serve(volume).await,
                 Next::Failed(error) => self.failed(error).await,
                 Next::Detach => match self.gone().await {
                     Some(next) => next,
@@ -191,7 +223,7 @@ impl Task {
     }
 
     /// Writes the intent; durable when it returns.
-    async fn keep_intent(&self) -> Result<(), Error> {
+    pub(super) async fn keep_intent(&self) -> Result<(), Error> {
         let (intents, name, intent) = (
             Arc::clone(&self.context.intents),
             self.name.clone(),
@@ -200,26 +232,39 @@ impl Task {
         blocking(move || intents.put(&name, &intent)).await
     }
 
-    fn set_state(
+    /// Shows what is wanted now.
+    pub(super) fn show_request(&self) {
+        self.view.send_modify(|view| {
+            view.request = Arc::new(self.intent.request.clone());
+        });
+    }
+
+    pub(super) fn set_state(
         &self,
         state: AttachmentState,
         reason: Option<Reason>,
         volume: Option<Arc<Volume>>,
     ) {
-        let (previous, mut attached_times) = {
-            let view = self.view.borrow();
-            (view.state, view.attached_times)
-        };
-        if state == AttachmentState::Attached {
-            attached_times += 1;
-        }
-        self.view.send_replace(View {
-            state,
-            since_unix_ms: unix_ms_now(),
-            reason: reason.clone(),
-            volume,
-            attached_times,
+        let previous = self.view.borrow().state;
+        let fence = self.intent.fence;
+        let fence = fence.filter(|_| self.intent.request.fence == Fence::Reservation);
+        let mut told_before = false;
+        self.view.send_modify(|view| {
+            told_before = view.state == state && view.reason == reason && reason.is_some();
+            if previous != state {
+                view.since_unix_ms = unix_ms_now();
+            }
+            if previous == AttachmentState::Connecting && state == AttachmentState::Attached {
+                view.attached_times += 1;
+            }
+            view.state = state;
+            view.reason.clone_from(&reason);
+            view.volume = volume;
+            view.reservation_key = fence.map(|fence| Key::new(self.context.node_id, fence.epoch));
         });
+        if told_before {
+            return;
+        }
         tracing::info!(
             volume = %self.name, %state, %previous,
             reason = reason.as_ref().map(|r| r.detail.as_str()), "attachment state"
@@ -237,7 +282,7 @@ impl Task {
         });
     }
 
-    fn answer_waiting(&mut self, result: &Result<(), Error>) {
+    pub(super) fn answer_waiting(&mut self, result: &Result<(), Error>) {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.send(result.clone());
         }
@@ -245,38 +290,39 @@ impl Task {
 
     /// `connecting`: one attempt, or attempts until one works.
     async fn connect(&mut self, retry: bool) -> Next {
-        self.set_state(AttachmentState::Connecting, None, None);
+        let takeover = std::mem::take(&mut self.takeover);
         let mut pause = RETRY_FIRST;
         loop {
+            let Prepared { spec, was_clean } = match self.prepare(takeover).await {
+                Ok(prepared) => prepared,
+                Err(error) => return Next::Failed(error),
+            };
+            let reason = self.view.borrow().reason.clone().filter(|_| retry);
+            self.set_state(AttachmentState::Connecting, reason, None);
             let attempt = attempt(
                 Arc::clone(&self.context),
                 self.name.clone(),
-                self.intent.clone(),
+                self.intent.request.attach_timeout(),
+                spec,
             );
             tokio::pin!(attempt);
+            // Dropping the attempt ends it on the data plane.
             let outcome = loop {
                 tokio::select! {
+                    biased;
                     outcome = &mut attempt => break outcome,
-                    call = self.calls.recv() => match call {
-                        Some(Call::Attach(answer)) => self.waiting.push(answer),
-                        Some(Call::Detach { answer, .. }) => {
-                            // Dropping the attempt ends it on the data plane.
-                            self.detaching.push_back(answer);
-                            return Next::Detach;
+                    call = self.calls.recv() => match self.on_call_while_connecting(call).await {
+                        Some(Next::Connect { .. }) => {
+                            self.takeover |= takeover;
+                            return Next::Connect { retry };
                         }
-                        Some(Call::Stop(answer)) => return Next::Stop(answer),
-                        None => return std::future::pending().await,
+                        Some(next) => return next,
+                        None => {}
                     },
                 }
             };
-            let error = match outcome {
-                Ok(volume) => match self.note_identity(&volume).await {
-                    Ok(()) => return Next::Attached(volume),
-                    Err(error) => {
-                        volume.end().await;
-                        error
-                    }
-                },
+            let error = match self.conclude(outcome, was_clean).await {
+                Ok(volume) => return Next::Attached(volume),
                 Err(error) => error,
             };
             if !retry || !error.is_retryable() {
@@ -284,87 +330,43 @@ impl Task {
             }
             // Whoever waits learns of the failure; the task goes on trying.
             self.answer_waiting(&Err(error.clone()));
-            self.set_state(
-                AttachmentState::Connecting,
-                Some(Reason::from(&error)),
-                None,
-            );
+            let reason = Some(Reason::from(&error));
+            self.set_state(AttachmentState::Connecting, reason, None);
             tokio::select! {
+                biased;
+                call = self.calls.recv() => match self.on_call_while_connecting(call).await {
+                    Some(Next::Connect { .. }) => return Next::Connect { retry },
+                    Some(next) => return next,
+                    None => {}
+                },
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
-                call = self.calls.recv() => match call {
-                    Some(Call::Attach(answer)) => self.waiting.push(answer),
-                    Some(Call::Detach { answer, .. }) => {
-                        self.detaching.push_back(answer);
-                        return Next::Detach;
-                    }
-                    Some(Call::Stop(answer)) => return Next::Stop(answer),
-                    None => return std::future::pending().await,
-                },
             }
         }
     }
 
-    /// Compares the volume with what it was, or keeps what it is. Before anything is written to it.
-    async fn note_identity(&mut self, volume: &Volume) -> Result<(), Error> {
-        let found = volume.ready().identity.clone();
-        match (&self.intent.identity, found) {
-            (None, Some(found)) => {
-                self.intent.identity = Some(found);
-                self.keep_intent().await
-            }
-            (Some(known), Some(found)) if *known == found => Ok(()),
-            (None, None) => Ok(()),
-            (Some(known), found) => Err(Error::new(
-                Code::IdentityMismatch,
-                format!(
-                    "LUN was {}, now it is {}; nothing was written to it",
-                    known.designator,
-                    found.map_or("without identity".to_owned(), |found| found.designator),
-                ),
-            )
-            .with_attachment(&self.name)),
-        }
-    }
-
-    /// `attached`, until the volume ends or somebody takes it away.
-    async fn attached(&mut self, volume: Arc<Volume>) -> Next {
-        self.set_state(AttachmentState::Attached, None, Some(Arc::clone(&volume)));
-        self.answer_waiting(&Ok(()));
-        loop {
-            tokio::select! {
-                ended = volume.wait_ended() => {
-                    let error = match ended {
-                        Ended::Failed(error) => error,
-                        Ended::Detached { .. } => failure::lost("the data plane has stopped"),
-                    };
-                    return Next::Failed(error.with_attachment(&self.name));
+    /// [`Next::Connect`]: another attempt is to be made instead of this one.
+    async fn on_call_while_connecting(&mut self, call: Option<Call>) -> Option<Next> {
+        match call {
+            Some(Call::Attach { takeover, answer }) => {
+                self.waiting.push(answer);
+                if !takeover || self.takeover {
+                    return None;
                 }
-                call = self.calls.recv() => match call {
-                    Some(Call::Attach(answer)) => {
-                        let _ = answer.send(Ok(()));
-                    }
-                    Some(Call::Detach { force, answer }) => {
-                        let clients = match volume.begin_detach(force).await {
-                            Ok(()) => 0,
-                            Err(in_use) => in_use.clients,
-                        };
-                        if clients > 0 {
-                            let _ = answer.send(Err(failure::in_use(&self.name, clients)));
-                            continue;
-                        }
-                        self.detaching.push_back(answer);
-                        self.set_state(AttachmentState::Detaching, None, Some(Arc::clone(&volume)));
-                        volume.end().await;
-                        return Next::Detach;
-                    }
-                    Some(Call::Stop(answer)) => {
-                        let _ = volume.begin_detach(true).await;
-                        volume.end().await;
-                        return Next::Stop(answer);
-                    }
-                    None => return std::future::pending().await,
-                },
+                self.takeover = true;
+                Some(Next::Connect { retry: false })
             }
+            Some(Call::Change { patch, answer }) => {
+                let result = self.change_intent(&patch).await.map(drop);
+                let changed = result.is_ok();
+                let _ = answer.send(result);
+                changed.then_some(Next::Connect { retry: false })
+            }
+            Some(Call::Detach { answer, .. }) => {
+                self.detaching.push_back(answer);
+                Some(Next::Detach)
+            }
+            Some(Call::Stop(answer)) => Some(Next::Stop(answer)),
+            None => std::future::pending().await,
         }
     }
 
@@ -372,17 +374,23 @@ impl Task {
     async fn failed(&mut self, error: Error) -> Next {
         self.set_state(AttachmentState::Failed, Some(Reason::from(&error)), None);
         self.answer_waiting(&Err(error));
-        match self.calls.recv().await {
-            Some(Call::Attach(answer)) => {
-                self.waiting.push(answer);
-                Next::Connect { retry: false }
+        loop {
+            match self.calls.recv().await {
+                Some(Call::Attach { takeover, answer }) => {
+                    self.waiting.push(answer);
+                    self.takeover |= takeover;
+                    return Next::Connect { retry: false };
+                }
+                Some(Call::Change { patch, answer }) => {
+                    let _ = answer.send(self.change_intent(&patch).await.map(drop));
+                }
+                Some(Call::Detach { answer, .. }) => {
+                    self.detaching.push_back(answer);
+                    return Next::Detach;
+                }
+                Some(Call::Stop(answer)) => return Next::Stop(answer),
+                None => return std::future::pending().await,
             }
-            Some(Call::Detach { answer, .. }) => {
-                self.detaching.push_back(answer);
-                Next::Detach
-            }
-            Some(Call::Stop(answer)) => Next::Stop(answer),
-            None => std::future::pending().await,
         }
     }
 
@@ -425,7 +433,9 @@ impl Task {
         self.calls.close();
         while let Ok(call) = self.calls.try_recv() {
             match call {
-                Call::Attach(answer) => drop(answer.send(Err(attach_error.clone()))),
+                Call::Attach { answer, .. } | Call::Change { answer, .. } => {
+                    drop(answer.send(Err(attach_error.clone())));
+                }
                 Call::Detach { answer, .. } => drop(answer.send(Ok(()))),
                 Call::Stop(answer) => drop(answer.send(())),
             }
@@ -433,27 +443,12 @@ impl Task {
     }
 }
 
-/// One attempt to bring the volume up, within the request's own time.
-async fn attempt(
-    context: Arc<Context>,
-    name: AttachmentName,
-    intent: Intent,
-) -> Result<Arc<Volume>, Error> {
-    let timeout = intent.request.attach_timeout();
-    let spec = (context.spec)(&name, &intent);
-    match tokio::time::timeout(timeout, Volume::attach(context.plane.place(), spec)).await {
-        Ok(Ok(volume)) => Ok(Arc::new(volume)),
-        Ok(Err(error)) => Err(error.with_attachment(&name)),
-        Err(_) => Err(failure::deadline(timeout).with_attachment(&name)),
-    }
-}
-
 /// Runs file work off the runtime's threads.
-async fn blocking(
-    work: impl FnOnce() -> Result<(), super::store::StoreError> + Send + 'static,
-) -> Result<(), Error> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, super::store::StoreError> + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(Error::internal(error)),
         Err(error) => Err(Error::internal(error)),
     }

@@ -1,8 +1,12 @@
 //! What is kept of an attachment on disk, apart from the types of the API.
 //!
 //! The attach request without its secrets, the secrets in a document of their own, and what must stay
-//! the same over a restart: the ISID and the identity of the volume.
+//! the same over a restart: ISIDs and paths, the identity of the volume, and what is known about sessions
+//! and reservations that an earlier life may have left on the target.
 
+use std::sync::{Mutex, PoisonError};
+
+use berth_api::types::unix_ms_now;
 use berth_api::{
     AttachmentName, Portal, Secret, TargetName,
     types::{
@@ -19,12 +23,57 @@ use super::store::{Store, StoreError};
 /// The intent to have an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
-    /// What was asked for.
+    /// What was asked for, as changed since; its `takeover` is never kept.
     pub request: AttachRequest,
-    /// The session's ISID: a new login with it ends the old session on the target.
+    /// The ISID of path 0; each path adds its number. A new login with it ends the old session on the
+    /// target.
     pub isid: Isid,
+    /// Every path that may have a session on the target.
+    pub paths: Vec<KnownPath>,
+    /// The number that the next new path gets; none is given twice.
+    pub next_path: u16,
+    /// No session of ours can be left on the target: none was ever made, or all were logged out.
+    pub clean: bool,
+    /// The fence of the present attach.
+    pub fence: Option<KnownFence>,
     /// What the volume said it was when it was attached for the first time.
     pub identity: Option<KnownIdentity>,
+}
+
+/// A path, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownPath {
+    /// Its number.
+    pub index: u16,
+    /// Its portal.
+    pub portal: Portal,
+    /// The portal group that the target named there last.
+    pub portal_group: Option<u16>,
+    /// It was taken away, and its session may still be there.
+    pub retired: bool,
+}
+
+/// A fence by persistent reservation, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownFence {
+    /// The epoch of the last attempt to attach: part of the reservation key.
+    pub epoch: u32,
+    /// What came of it.
+    pub standing: Standing,
+}
+
+/// How an attachment stands with its fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It was asked for; no I/O was served.
+    Asked,
+    /// The volume was ours, and I/O may have been served: the next life may only go on if it still is.
+    Held,
+    /// Another node took it: nothing is sent any more until somebody asks for an attach anew.
+    Lost,
 }
 
 /// What a volume said it was.
@@ -45,6 +94,14 @@ pub type Loaded = (Vec<(AttachmentName, Intent)>, Vec<(String, StoreError)>);
 pub struct Intents {
     attachments: Store,
     secrets: Store,
+    /// Facts of the node; locked while the epoch grows.
+    node: Mutex<Store>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredEpoch {
+    last: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -56,10 +113,26 @@ struct StoredAttachment {
     fence: Fence,
     header_digest: DigestPolicy,
     data_digest: DigestPolicy,
-    recovery_timeout: RecoveryTimeout,
+    /// Nothing: as configured.
+    recovery_timeout: Option<RecoveryTimeout>,
     attach_timeout_seconds: u32,
     isid: String,
     identity: Option<KnownIdentity>,
+    /// Not in files of version 1: one path for each portal, and whether their sessions are gone is not
+    /// known.
+    #[serde(default)]
+    paths: Option<StoredPaths>,
+    #[serde(default)]
+    clean: bool,
+    #[serde(default, rename = "reservation")]
+    known_fence: Option<KnownFence>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredPaths {
+    next: u16,
+    known: Vec<KnownPath>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,7 +183,31 @@ impl Intents {
         Ok(Self {
             attachments: Store::open(state_dir.join("attachments"))?,
             secrets: Store::open(state_dir.join("secrets"))?,
+            node: Mutex::new(Store::open(state_dir.join("node"))?),
         })
+    }
+
+    /// An epoch for a new attach with a fence: higher than any before on this node, and durable when it
+    /// returns. It follows the clock where it can, so that it grows even when the state directory was lost.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or all epochs are used up.
+    pub fn next_epoch(&self) -> Result<u32, StoreError> {
+        const DOCUMENT: &str = "epoch";
+        let node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = node
+            .get::<StoredEpoch>(DOCUMENT)?
+            .map_or(0, |stored| stored.last);
+        let now = u32::try_from(unix_ms_now() / 1000).unwrap_or(0);
+        let next = last
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Damaged {
+                path: DOCUMENT.into(),
+                message: "the epoch cannot grow any more".to_owned(),
+            })?
+            .max(now);
+        node.put(DOCUMENT, &StoredEpoch { last: next })?;
+        Ok(next)
     }
 
     /// Keeps the intent; durable when it returns.
@@ -178,6 +275,8 @@ impl Intents {
                 Some(restore_chap(chap, &mut secrets).map_err(damaged)?)
             }
         };
+        let stored_paths = stored.paths.unwrap_or_else(|| StoredPaths::first(&portals));
+        check_paths(&stored_paths, &portals).map_err(damaged)?;
         let request = AttachRequest {
             source: Source::Iscsi(IscsiSource {
                 portals,
@@ -188,6 +287,7 @@ impl Intents {
             device: stored.device,
             read_only: stored.read_only,
             fence: stored.fence,
+            takeover: false,
             digests: Digests {
                 header: stored.header_digest,
                 data: stored.data_digest,
@@ -200,10 +300,125 @@ impl Intents {
             Intent {
                 request,
                 isid,
+                paths: stored_paths.known,
+                next_path: stored_paths.next,
+                clean: stored.clean,
+                fence: stored.known_fence,
                 identity: stored.identity,
             },
         )))
     }
+}
+
+impl Intent {
+    /// A new one: one path for each portal, nothing on the target yet.
+    #[must_use]
+    pub fn new(request: AttachRequest, isid: Isid) -> Self {
+        let Source::Iscsi(source) = &request.source;
+        let paths = StoredPaths::first(&source.portals);
+        Self {
+            isid,
+            paths: paths.known,
+            next_path: paths.next,
+            clean: true,
+            fence: None,
+            identity: None,
+            request,
+        }
+    }
+
+    /// The portals that are wanted.
+    #[must_use]
+    pub fn portals(&self) -> &[Portal] {
+        let Source::Iscsi(source) = &self.request.source;
+        &source.portals
+    }
+
+    /// How long I/O waits; `default` where nobody said.
+    #[must_use]
+    pub fn recovery_timeout(&self, default: RecoveryTimeout) -> RecoveryTimeout {
+        self.request.recovery_timeout_seconds.unwrap_or(default)
+    }
+
+    /// Wants these portals from now on: a path for each new one, and the paths to others are retired.
+    ///
+    /// # Errors
+    /// When numbers of paths are used up.
+    pub fn set_portals(&mut self, portals: &[Portal]) -> Result<(), PathsUsedUp> {
+        for path in &mut self.paths {
+            path.retired |= !portals.contains(&path.portal);
+        }
+        let mut wanted = Vec::with_capacity(portals.len());
+        for portal in portals {
+            if wanted.contains(portal) {
+                continue;
+            }
+            wanted.push(portal.clone());
+            // A path that is still leaving does not come back: its number stands for its old session.
+            if self
+                .paths
+                .iter()
+                .any(|path| !path.retired && path.portal == *portal)
+            {
+                continue;
+            }
+            let index = self.next_path;
+            self.next_path = index.checked_add(1).ok_or(PathsUsedUp)?;
+            self.paths.push(KnownPath {
+                index,
+                portal: portal.clone(),
+                portal_group: None,
+                retired: false,
+            });
+        }
+        let Source::Iscsi(source) = &mut self.request.source;
+        source.portals = wanted;
+        Ok(())
+    }
+}
+
+/// An attachment had more paths in its life than it can number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no more paths can be numbered; detach and attach again")]
+pub struct PathsUsedUp;
+
+impl StoredPaths {
+    /// The paths of a new attachment: one for each portal, in order.
+    fn first(portals: &[Portal]) -> Self {
+        let mut known: Vec<KnownPath> = Vec::with_capacity(portals.len());
+        for portal in portals {
+            if known.iter().any(|path| path.portal == *portal) {
+                continue; // Named twice: one way is one path.
+            }
+            known.push(KnownPath {
+                index: u16::try_from(known.len()).unwrap_or(u16::MAX),
+                portal: portal.clone(),
+                portal_group: None,
+                retired: false,
+            });
+        }
+        Self {
+            next: u16::try_from(known.len()).unwrap_or(u16::MAX),
+            known,
+        }
+    }
+}
+
+fn check_paths(paths: &StoredPaths, portals: &[Portal]) -> Result<(), String> {
+    let numbers: std::collections::BTreeSet<u16> =
+        paths.known.iter().map(|path| path.index).collect();
+    if numbers.len() != paths.known.len() || numbers.last().is_some_and(|last| *last >= paths.next)
+    {
+        return Err("wrong path numbers".to_owned());
+    }
+    let usable = |portal: &Portal| {
+        let mut known = paths.known.iter();
+        known.any(|path| !path.retired && path.portal == *portal)
+    };
+    if portals.is_empty() || !portals.iter().all(usable) {
+        return Err("a portal without path".to_owned());
+    }
+    Ok(())
 }
 
 fn secrets_of(request: &AttachRequest) -> Option<StoredSecrets> {
@@ -260,6 +475,12 @@ impl From<&Intent> for StoredAttachment {
             attach_timeout_seconds: request.attach_timeout_seconds,
             isid: intent.isid.to_string(),
             identity: intent.identity.clone(),
+            paths: Some(StoredPaths {
+                next: intent.next_path,
+                known: intent.paths.clone(),
+            }),
+            clean: intent.clean,
+            known_fence: intent.fence,
         }
     }
 }
@@ -276,59 +497,5 @@ fn parse_isid(text: &str) -> Option<Isid> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(json: &str) -> AttachRequest {
-        serde_json::from_str(json).expect("a valid request")
-    }
-
-    fn intent() -> Intent {
-        let request = request(
-            r#"{"source":{"iscsi":{"portals":["192.0.2.1:3260"],"target":"iqn.2026-11.example:t","lun":3,
-               "auth":{"chap":{"user":"u","secret":"first-secret-value","mutual":{"user":"t","secret":"second-secret-value"}}}}},
-               "digests":{"header":"require","data":"off"},"read_only":true}"#,
-        );
-        let identity = Some(KnownIdentity {
-            designator: "naa.6001".to_owned(),
-            block_bytes: 512,
-        });
-        Intent {
-            request,
-            isid: Isid::random([1, 2, 3], 4),
-            identity,
-        }
-    }
-
-    #[test]
-    fn an_intent_comes_back_as_it_was_with_its_secrets_kept_apart() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let intents = Intents::open(dir.path()).expect("opens");
-        let name: AttachmentName = "pv-0".parse().expect("a name");
-        intents.put(&name, &intent()).expect("writes");
-        let text =
-            std::fs::read_to_string(dir.path().join("attachments/pv-0.json")).expect("is there");
-        assert!(!text.contains("secret-value"), "{text}");
-        let (good, bad) = intents.load().expect("lists");
-        assert!(bad.is_empty(), "{bad:?}");
-        assert_eq!(good, [(name.clone(), intent())]);
-        intents.remove(&name).expect("removes");
-        assert!(intents.load().expect("lists").0.is_empty());
-        assert!(!dir.path().join("secrets/pv-0.json").exists());
-    }
-
-    #[test]
-    fn a_damaged_intent_does_not_hide_the_others() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let intents = Intents::open(dir.path()).expect("opens");
-        let name: AttachmentName = "good".parse().expect("a name");
-        intents.put(&name, &intent()).expect("writes");
-        intents
-            .put(&"torn".parse().expect("a name"), &intent())
-            .expect("writes");
-        std::fs::write(dir.path().join("attachments/torn.json"), "{").expect("writes");
-        let (good, bad) = intents.load().expect("lists");
-        assert_eq!((good.len(), bad.len()), (1, 1));
-        assert_eq!(bad[0].0, "torn");
-    }
-}
+#[path = "intent_tests.rs"]
+mod tests;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_api::events::EventLog;
-use berth_api::types::{AttachRequest, AttachmentState};
+use berth_api::types::{
+    AttachRequest, AttachmentPatch, AttachmentState, Fence, RecoveryTimeout, Source,
+};
 use berth_api::{AttachmentName, Code, Error};
 use berth_iscsi::types::Isid;
 
@@ -13,6 +15,7 @@ use super::attachment::{Attachment, Context, MakeSpec, Origin, View};
 use super::intent::{Intent, Intents};
 use super::store::StoreError;
 use crate::block::Geometry;
+use crate::block::lun::reservation::{Key, NodeId};
 use crate::nbd::connection::Handover;
 use crate::nbd::export::{ExportInfo, ExportSummary, Exports};
 use crate::plane::{DataPlane, Volume};
@@ -30,6 +33,10 @@ pub struct ManagerOptions {
     pub events: Arc<EventLog>,
     /// Makes the plan for the data plane out of an intent.
     pub spec: MakeSpec,
+    /// The node's number in reservation keys.
+    pub node_id: NodeId,
+    /// For attachments that do not say how long I/O waits.
+    pub recovery_timeout: RecoveryTimeout,
     /// Most attachments at a time.
     pub attachments_max: usize,
 }
@@ -47,7 +54,7 @@ pub struct Manager {
 pub struct Known {
     /// Its name.
     pub name: AttachmentName,
-    /// What was asked for.
+    /// What was asked for, as changed since.
     pub request: Arc<AttachRequest>,
     pub(super) view: View,
 }
@@ -63,7 +70,13 @@ impl Known {
         )
     }
 
-    /// Times that it was attached again after its session had been lost.
+    /// The reservation key of the last attach, with a fence by reservation.
+    #[must_use]
+    pub fn reservation_key(&self) -> Option<Key> {
+        self.view.reservation_key
+    }
+
+    /// Times that it was attached again, as a whole.
     #[must_use]
     pub fn reconnects(&self) -> u64 {
         self.view.attached_times.saturating_sub(1)
@@ -87,6 +100,8 @@ impl Manager {
                 plane: options.plane,
                 events: options.events,
                 spec: options.spec,
+                node_id: options.node_id,
+                recovery_timeout: options.recovery_timeout,
                 forget: Box::new(move |name| {
                     if let Some(manager) = manager.upgrade() {
                         manager.lock().remove(name);
@@ -134,8 +149,9 @@ impl Manager {
         name: &AttachmentName,
         request: AttachRequest,
     ) -> Result<bool, Error> {
+        let takeover = request.takeover;
         let (attachment, created) = self.find_or_make(name, request)?;
-        match attachment.attach().await {
+        match attachment.attach(takeover).await {
             Some(result) => result.map(|()| created),
             None => Err(Error::new(
                 Code::OperationPending,
@@ -148,11 +164,12 @@ impl Manager {
     fn find_or_make(
         &self,
         name: &AttachmentName,
-        request: AttachRequest,
+        mut request: AttachRequest,
     ) -> Result<(Attachment, bool), Error> {
+        request.takeover = false; // It is for this call, and not kept.
         let mut attachments = self.lock();
         if let Some(attachment) = attachments.get(name) {
-            let differences = attachment.request.differences(&request);
+            let differences = attachment.view.borrow().request.differences(&request);
             if !differences.is_empty() {
                 let detail = format!(
                     "{name} exists with another {}; detach it first, or use another name",
@@ -169,15 +186,31 @@ impl Manager {
             let detail = format!("this node has {} attachments, its limit", attachments.len());
             return Err(Error::new(Code::Exhausted, detail).with_attachment(name));
         }
-        let intent = Intent {
-            request,
-            isid: new_isid()?,
-            identity: None,
-        };
+        if let Some(other) = same_unit(&attachments, &request) {
+            let detail = format!(
+                "{other} is the same LUN, and one of the two has fence \"reservation\": this node has one \
+                 reservation key for it; use {other}, or detach it first"
+            );
+            return Err(Error::new(Code::ConflictIncompatible, detail).with_attachment(name));
+        }
+        let intent = Intent::new(request, new_isid()?);
         let context = Arc::clone(&self.context);
         let attachment = Attachment::spawn(name.clone(), intent, Origin::Asked, context);
         attachments.insert(name.clone(), attachment.clone());
         Ok((attachment, true))
+    }
+
+    /// Changes the attachment.
+    ///
+    /// # Errors
+    /// See [`berth_api::NodeService::change`].
+    pub async fn change(&self, name: &AttachmentName, patch: AttachmentPatch) -> Result<(), Error> {
+        let gone = || Error::no_attachment(name);
+        let attachment = self.lock().get(name).cloned().ok_or_else(gone)?;
+        attachment
+            .change(patch)
+            .await
+            .unwrap_or_else(|| Err(gone()))
     }
 
     /// Makes the attachment not exist.
@@ -257,11 +290,30 @@ impl Manager {
 }
 
 fn known(name: &AttachmentName, attachment: &Attachment) -> Known {
+    let view = attachment.view.borrow().clone();
     Known {
         name: name.clone(),
-        request: Arc::clone(&attachment.request),
-        view: attachment.view.borrow().clone(),
+        request: Arc::clone(&view.request),
+        view,
     }
+}
+
+/// Another attachment of the same unit that a reservation would tell apart from this one only by its age.
+fn same_unit(
+    attachments: &BTreeMap<AttachmentName, Attachment>,
+    request: &AttachRequest,
+) -> Option<AttachmentName> {
+    let Source::Iscsi(wanted) = &request.source;
+    let same = |attachment: &Attachment| {
+        let view = attachment.view.borrow();
+        let Source::Iscsi(source) = &view.request.source;
+        let fenced = [request.fence, view.request.fence].contains(&Fence::Reservation);
+        fenced && source.target == wanted.target && source.lun == wanted.lun
+    };
+    let mut found = attachments
+        .iter()
+        .filter(|(_, attachment)| same(attachment));
+    found.next().map(|(name, _)| name.clone())
 }
 
 /// A new ISID of the random type; kept with the intent, so that a later login finds the old session.
@@ -296,6 +348,6 @@ impl Exports for Manager {
 }
 
 fn describe(known: &Known) -> String {
-    let berth_api::types::Source::Iscsi(source) = &known.request.source;
+    let Source::Iscsi(source) = &known.request.source;
     format!("{} LUN {}", source.target, source.lun)
 }

@@ -4,9 +4,12 @@
 //! it true. The `manager` knows all attachments by name.
 
 mod attachment;
+mod attempt;
 pub(crate) mod failure;
 pub mod intent;
 mod manager;
+mod serving;
 pub mod store;
 
+pub use attempt::Terms;
 pub use manager::{Known, Manager, ManagerOptions};

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Version of the files; a file of another version is refused, never guessed at.
-const VERSION: u32 = 1;
+/// Version of the files that are written. Version 1 had no paths and no fence, and is read; a file of any
+/// other version is refused, never guessed at.
+const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +38,7 @@ pub enum StoreError {
         message: String,
     },
     /// A file was written by another version.
-    #[error("{path} has version {found}, this berthd reads version {VERSION}")]
+    #[error("{path} has version {found}, this berthd reads {OLDEST} to {VERSION}")]
     Version {
         /// The file.
         path: PathBuf,
@@ -133,7 +135,7 @@ impl Store {
             .as_object_mut()
             .and_then(|object| object.remove("version"));
         match found.as_ref().and_then(serde_json::Value::as_u64) {
-            Some(version) if version == u64::from(VERSION) => {}
+            Some(version) if (OLDEST.into()..=VERSION.into()).contains(&version) => {}
             Some(found) => return Err(StoreError::Version { path, found }),
             None => {
                 return Err(StoreError::Damaged {

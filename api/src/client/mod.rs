@@ -15,7 +15,8 @@ use crate::name::AttachmentName;
 use crate::secret::Secret;
 use crate::service::Attached;
 use crate::types::{
-    AttachRequest, Attachment, AttachmentList, Discovery, DiscoveryRequest, Health, Node, Operation,
+    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Discovery, DiscoveryRequest,
+    Health, Node, Operation,
 };
 use transport::{Answer, Outgoing};
 
@@ -244,6 +245,19 @@ impl Client {
                 .map(|operation| Started::Running(Box::new(operation))),
             _ => Ok(Started::Done(())),
         }
+    }
+
+    /// Changes an attachment while it is attached.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change(
+        &self,
+        name: &AttachmentName,
+        patch: &AttachmentPatch,
+    ) -> Result<Attachment, ClientError> {
+        let outgoing = Outgoing::new(Method::PATCH, format!("/v1/attachments/{name}")).body(patch);
+        self.call(outgoing, self.timeout).await?.json()
     }
 
     /// All attachments, ordered by name.

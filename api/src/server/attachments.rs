@@ -11,9 +11,11 @@ use super::context::Failure;
 use super::extract::{Caller, Json as JsonBody, Name, Parameters};
 use super::operations::{Outcome, Waited, accepted, stopping};
 use super::prefer::Prefer;
-use crate::error::Problem;
+use crate::error::{Code, Error, Problem};
 use crate::service::NodeService;
-use crate::types::{AttachRequest, Attachment, AttachmentList, Operation, OperationKind};
+use crate::types::{
+    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Fence, Operation, OperationKind,
+};
 
 /// All attachments of this node, ordered by name.
 #[utoipa::path(
@@ -64,6 +66,7 @@ pub(super) async fn show<S: NodeService>(
         (status = 202, description = "It goes on: see `Location`", body = Operation, headers(("Location" = String, description = "Path of the operation"))),
         (status = 400, description = "`invalid-argument`; `field` names what is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`conflict-incompatible`: the name has another request; `operation-pending`: it is being detached", body = Problem, content_type = "application/problem+json"),
+        (status = 412, description = "`attached-elsewhere`: another node holds the reservation, and no takeover was asked for; `fenced`: this node lost it", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`payload-too-large`: above 64 KiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "`unsupported-media-type`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`authentication-failed`, `access-denied`, `target-not-found`, `lun-not-found`, `out-of-range`", body = Problem, content_type = "application/problem+json"),
@@ -80,6 +83,11 @@ pub(super) async fn attach<S: NodeService>(
     headers: HeaderMap,
     JsonBody(request): JsonBody<AttachRequest>,
 ) -> Result<Response, Failure> {
+    if request.takeover && request.fence != Fence::Reservation {
+        let detail = "takeover: only with fence \"reservation\" is there anything to take over";
+        let error = Error::new(Code::InvalidArgument, detail).with_field("takeover");
+        return Err(Failure(error.with_attachment(&name)));
+    }
     let prefer = Prefer::parse(&headers)?;
     let service = api.shared.service.clone();
     let request_id = call.request_id.clone();
@@ -119,6 +127,38 @@ pub(super) async fn attach<S: NodeService>(
         Waited::Running => Ok(accepted(&api, &operation.id, prefer)),
         Waited::Stopping => Err(Failure(stopping(&name))),
     }
+}
+
+/// Changes an attachment while it is attached: the recovery timeout, and the portals that are its paths.
+///
+/// A JSON merge patch (RFC 7396): what is not named stays. Kept over restarts; no I/O fails because of it.
+#[utoipa::path(
+    patch, path = "/v1/attachments/{name}", tag = "attachments", operation_id = "change_attachment",
+    params(("name" = String, Path, description = "Name of the attachment")),
+    request_body(
+        content((AttachmentPatch = "application/merge-patch+json"), (AttachmentPatch = "application/json")),
+        description = "What is to change",
+    ),
+    responses(
+        (status = 200, description = "It is changed", body = Attachment),
+        (status = 400, description = "`invalid-argument`; `field` names what is wrong or cannot be changed", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "`not-found`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`operation-pending`: it is being detached", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "`payload-too-large`: above 64 KiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported-media-type`", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another error", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn change<S: NodeService>(
+    State(api): State<Api<S>>,
+    Caller(call): Caller,
+    Name(name): Name,
+    JsonBody(patch): JsonBody<AttachmentPatch>,
+) -> Result<Json<Attachment>, Failure> {
+    let changed = api.shared.service.change(&call, &name, patch).await;
+    changed
+        .map(Json)
+        .map_err(|error| Failure(error.or_attachment(&name)))
 }
 
 /// Parameters of a detach.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::HeaderMap;
+use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -29,18 +29,24 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
-        check_media_type(&parts.headers)?;
+        check_media_type(&parts)?;
         let bytes = read_body(body).await?;
         Ok(Self(parse_json(&bytes)?))
     }
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
-    let given = headers
+fn check_media_type(parts: &Parts) -> Result<(), Error> {
+    let given = parts
+        .headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     let essence = given.map(|text| text.split(';').next().unwrap_or_default().trim());
-    if essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
+    let fits = |essence: &str| {
+        essence.eq_ignore_ascii_case("application/json")
+            || parts.method == Method::PATCH
+                && essence.eq_ignore_ascii_case("application/merge-patch+json")
+    };
+    if essence.is_some_and(fits) {
         return Ok(());
     }
     Err(Error::new(

@@ -77,6 +77,7 @@ impl<S: NodeService> Api<S> {
                 "/v1/attachments/{name}",
                 put(attachments::attach::<S>)
                     .get(attachments::show::<S>)
+                    .patch(attachments::change::<S>)
                     .delete(attachments::detach::<S>),
             )
             .route("/v1/operations", get(operations::list::<S>))

@@ -21,7 +21,8 @@ use crate::types::{CheckResult, Event, Health, NewEvent};
         version = "1",
     ),
     paths(
-        attachments::list, attachments::show, attachments::attach, attachments::detach,
+        attachments::list, attachments::show, attachments::attach, attachments::change,
+        attachments::detach,
         operations::list, operations::show,
         node::discover, node::discover_with_auth, node::node,
         events::events,

@@ -24,13 +24,18 @@ pub struct AttachRequest {
     /// How other nodes are kept from writing.
     #[serde(default)]
     pub fence: Fence,
+    /// With `fence: reservation`: take the volume from the node that holds it now. That node's writes are
+    /// refused from then on; be sure that it is gone or does not matter any more. Without this the attach
+    /// fails with `attached-elsewhere`. It is for this call only and no part of what is attached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takeover: bool,
     /// CRC32C over iSCSI headers and data.
     #[serde(default)]
     pub digests: Digests,
     /// How long I/O waits while no path works, in seconds, or `"forever"`. 0: it fails at once.
-    #[serde(default)]
-    #[schema(default = 120)]
-    pub recovery_timeout_seconds: RecoveryTimeout,
+    /// Nothing: what the node's configuration says, 120 if that says nothing either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_timeout_seconds: Option<RecoveryTimeout>,
     /// How long the attach itself may take before it fails with `deadline`, in seconds, from 1 to 600.
     #[serde(
         default = "AttachRequest::default_attach_timeout",
@@ -49,8 +54,9 @@ impl AttachRequest {
             device: DeviceWish::default(),
             read_only: false,
             fence: Fence::default(),
+            takeover: false,
             digests: Digests::default(),
-            recovery_timeout_seconds: RecoveryTimeout::default(),
+            recovery_timeout_seconds: None,
             attach_timeout_seconds: Self::default_attach_timeout(),
         }
     }
@@ -68,7 +74,8 @@ impl AttachRequest {
     /// Names the fields in which `other` asks for another attachment: an empty list means that a
     /// repeated PUT is answered with 200, anything else with 409 `conflict-incompatible`.
     ///
-    /// The order of portals and the attach timeout make no difference.
+    /// The order of portals, the attach timeout and `takeover` make no difference, and neither does a
+    /// recovery timeout that `other` does not name.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let mut fields = Vec::new();
@@ -97,7 +104,8 @@ impl AttachRequest {
         compare(self.fence == other.fence, "fence");
         compare(self.digests == other.digests, "digests");
         compare(
-            self.recovery_timeout_seconds == other.recovery_timeout_seconds,
+            other.recovery_timeout_seconds.is_none()
+                || self.recovery_timeout_seconds == other.recovery_timeout_seconds,
             "recovery_timeout_seconds",
         );
         fields
@@ -150,7 +158,7 @@ impl IscsiSource {
     pub const LUN_MAX: u16 = 0x3fff;
 }
 
-fn portals<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Portal>, D::Error> {
+pub(super) fn portals<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Portal>, D::Error> {
     let portals = Vec::<Portal>::deserialize(deserializer)?;
     if portals.is_empty() || portals.len() > IscsiSource::PORTALS_MAX {
         return Err(serde::de::Error::custom(format!(
@@ -330,6 +338,9 @@ pub enum Fence {
     /// They are not: whoever may log in may write.
     #[default]
     None,
+    /// By a SCSI-3 persistent reservation (write exclusive, registrants only): the volume itself refuses
+    /// the writes of every other node.
+    Reservation,
 }
 
 /// CRC32C over iSCSI PDUs (RFC 7143 13.1).
@@ -469,8 +480,9 @@ mod tests {
         let request = parse(|_| {}).unwrap();
         assert_eq!(request, AttachRequest::new(request.source.clone()));
         assert_eq!(request.digests.header, DigestPolicy::Prefer);
+        assert_eq!(request.recovery_timeout_seconds, None, "the node decides");
         assert_eq!(
-            request.recovery_timeout_seconds.as_duration(),
+            RecoveryTimeout::default().as_duration(),
             Some(Duration::from_secs(120))
         );
         assert_eq!(request.attach_timeout(), Duration::from_secs(30));
@@ -484,7 +496,7 @@ mod tests {
             (json!("forever"), RecoveryTimeout::Forever),
         ] {
             let request = parse(|body| body["recovery_timeout_seconds"] = value.clone()).unwrap();
-            assert_eq!(request.recovery_timeout_seconds, timeout);
+            assert_eq!(request.recovery_timeout_seconds, Some(timeout));
             assert_eq!(json!(request)["recovery_timeout_seconds"], value);
         }
         for value in [
@@ -492,7 +504,6 @@ mod tests {
             json!(1.5),
             json!(4_294_967_296_u64),
             json!("120"),
-            json!(null),
         ] {
             let error = parse(|body| body["recovery_timeout_seconds"] = value).unwrap_err();
             assert!(error.contains("\"forever\""), "{error}");
@@ -522,6 +533,7 @@ mod tests {
             (parse(|b| source(b, "auth", chap)), "source.iscsi.auth"),
             (parse(|b| b["device"] = json!("socket")), "device"),
             (parse(|b| b["read_only"] = json!(true)), "read_only"),
+            (parse(|b| b["fence"] = json!("reservation")), "fence"),
             (
                 parse(|b| b["digests"] = json!({ "data": "off" })),
                 "digests",
@@ -535,6 +547,11 @@ mod tests {
         }
         let patient = parse(|b| b["attach_timeout_seconds"] = json!(60)).unwrap();
         assert!(request.differences(&patient).is_empty());
+        let taking = parse(|b| b["takeover"] = json!(true)).unwrap();
+        assert!(request.differences(&taking).is_empty());
+        // Who names no recovery timeout has no wish that another one could be against.
+        let other = parse(|b| b["recovery_timeout_seconds"] = json!(1)).unwrap();
+        assert!(other.differences(&request).is_empty());
     }
 
     /// RFC 7143 9.2.1: at least 96 bits, and not the same secret both ways.

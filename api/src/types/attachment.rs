@@ -45,11 +45,14 @@ pub struct Attachment {
     pub device_wish: DeviceWish,
     /// As asked for.
     pub fence: Fence,
+    /// The reservation key of this attach, as `0x0123456789abcdef`; null without `fence: reservation`.
+    #[serde(default)]
+    pub reservation_key: Option<String>,
     /// As asked for; what is in use stands in the sessions.
     pub digests: Digests,
-    /// As asked for.
+    /// As asked for or changed since, or as configured.
     pub recovery_timeout_seconds: RecoveryTimeout,
-    /// One per portal that was asked for.
+    /// One per portal; also one that was removed, until its session is gone.
     pub paths: Vec<Path>,
     /// iSCSI sessions that are logged in.
     pub sessions: Vec<Session>,
@@ -203,7 +206,7 @@ impl From<&super::Source> for SourceSummary {
     }
 }
 
-/// A way to the volume.
+/// A way to the volume: a portal, and a session of its own with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Path {
     /// The portal that was asked for.
@@ -216,6 +219,28 @@ pub struct Path {
     /// Why it does not work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// What the target says of this way (ALUA, SPC-4 5.15), as `active/optimized`; missing for a target
+    /// that makes no difference between its ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<String>,
+    /// The target would rather be used through it.
+    #[serde(default)]
+    pub preferred: bool,
+    /// Target portal group, as of the last login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portal_group_tag: Option<u16>,
+    /// Commands in flight on it.
+    #[serde(default)]
+    pub in_flight_commands: u32,
+    /// Most commands that are sent over it at a time, as the target has shown that it takes.
+    #[serde(default)]
+    pub queue_depth: u32,
+    /// Recent mean time from command to answer, in microseconds; 0 until there was one.
+    #[serde(default)]
+    pub service_time_us: u64,
+    /// Times that it was lost or could not be brought up.
+    #[serde(default)]
+    pub failures: u64,
 }
 
 /// Whether a path works.
@@ -263,6 +288,10 @@ impl std::fmt::Display for PathState {
 /// An iSCSI session that is logged in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
+    /// The portal whose path it is; missing from a daemon that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub portal: Option<Portal>,
     /// Our part of its identifier, 12 hexadecimal digits.
     pub isid: String,
     /// The target's part.
@@ -313,6 +342,39 @@ pub struct Counters {
     pub digests_checked: u64,
     /// Digests that were wrong.
     pub digest_errors: u64,
+    /// What recovery had to do.
+    #[serde(default)]
+    pub recovery: RecoveryCounters,
+}
+
+/// What recovery had to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct RecoveryCounters {
+    /// Sessions that ended without being asked to.
+    pub sessions_lost: u64,
+    /// Sessions that were set up again.
+    pub sessions_reinstated: u64,
+    /// Commands that were sent again.
+    pub commands_resent: u64,
+    /// Writes whose fate was unknown, and which waited until their session was gone on the target.
+    pub ghosts: u64,
+    /// Such writes that wait now.
+    pub ghosts_waiting: u64,
+    /// Times that no path took I/O.
+    pub stalls: u64,
+    /// The longest of these times, in milliseconds; counts the present one too.
+    pub stall_longest_ms: u64,
+    /// Resets of a volume that had a volatile cache with unflushed writes.
+    pub cache_losses: u64,
+    /// Requests that failed because the recovery timeout was over.
+    pub requests_timed_out: u64,
+    /// Commands that were aborted because they took too long.
+    pub aborts: u64,
+    /// Resets of the logical unit because commands could not be aborted.
+    pub lun_resets: u64,
+    /// Commands that the target refused because another node holds a reservation.
+    pub reservation_conflicts: u64,
 }
 
 /// What went through, of one kind of request.

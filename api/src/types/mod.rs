@@ -10,6 +10,7 @@ mod discovery;
 mod event;
 mod node;
 mod operation;
+mod patch;
 
 pub use attach::{
     AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
@@ -17,12 +18,14 @@ pub use attach::{
 };
 pub use attachment::{
     Attachment, AttachmentList, AttachmentState, AuthSummary, ChapSummary, Connection, Counters,
-    Identity, IscsiSummary, OpCounters, Path, PathState, Reason, Session, SourceSummary,
+    Identity, IscsiSummary, OpCounters, Path, PathState, Reason, RecoveryCounters, Session,
+    SourceSummary,
 };
 pub use discovery::{DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest};
 pub use event::{Event, EventKind, NewEvent};
 pub use node::{CheckResult, Health, KernelNbd, Node, NodeLimits};
 pub use operation::{Operation, OperationKind, OperationState};
+pub use patch::{AttachmentPatch, IscsiPatch, SourcePatch};
 
 /// Milliseconds since 1970 (UTC), now.
 #[must_use]

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use berth_api::events::EventLog;
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentState, CheckResult, Counters, DiscoveredPortal,
-    DiscoveredTarget, Discovery, DiscoveryRequest, EventKind, Health, KernelNbd, NewEvent, Node,
-    NodeLimits, SourceSummary,
+    AttachRequest, Attachment, AttachmentPatch, AttachmentState, CheckResult, Counters,
+    DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest, EventKind, Health, KernelNbd,
+    NewEvent, Node, NodeLimits, SourceSummary,
 };
 use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, Portal};
 use tokio::sync::{Semaphore, watch};
@@ -61,8 +61,9 @@ pub(crate) fn attachment(name: &AttachmentName, request: &AttachRequest) -> Atta
         source: SourceSummary::from(&request.source),
         device_wish: request.device,
         fence: request.fence,
+        reservation_key: None,
         digests: request.digests,
-        recovery_timeout_seconds: request.recovery_timeout_seconds,
+        recovery_timeout_seconds: request.recovery_timeout_seconds.unwrap_or_default(),
         paths: Vec::new(),
         sessions: Vec::new(),
         nbd_clients: 0,
@@ -121,6 +122,27 @@ impl NodeService for Fake {
         }
         self.attachments.lock().unwrap().remove(name);
         Ok(())
+    }
+
+    async fn change(
+        &self,
+        call: &Call,
+        name: &AttachmentName,
+        patch: AttachmentPatch,
+    ) -> Result<Attachment, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        let mut attachments = self.attachments.lock().unwrap();
+        let (_, attachment) = attachments
+            .get_mut(name)
+            .ok_or_else(|| Error::no_attachment(name))?;
+        if let Some(timeout) = patch.recovery_timeout_seconds {
+            attachment.recovery_timeout_seconds = timeout.unwrap_or_default();
+        }
+        if let Some(portals) = patch.portals() {
+            let SourceSummary::Iscsi(source) = &mut attachment.source;
+            source.portals = portals.to_vec();
+        }
+        Ok(attachment.clone())
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>, Error> {

@@ -36,8 +36,10 @@ struct Path {
     /// The unit is as tgt is: no PREEMPT AND ABORT, no APTPL.
     modest: bool,
     /// Done once, just before the PERSISTENT RESERVE OUT with this number.
-    meanwhile: RefCell<Option<(u32, Box<dyn FnOnce()>)>>,
+    meanwhile: RefCell<Option<(u32, Act)>>,
 }
+
+type Act = Box<dyn FnOnce()>;
 
 impl Path {
     fn new(unit: &Unit, node: &str, path: u8) -> Self {
