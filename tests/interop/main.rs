@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod data;
+mod fence;
 mod guards;
 mod leaks;
 mod links;

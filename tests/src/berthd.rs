@@ -19,6 +19,9 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// The initiator name that every daemon under test logs in with; the peers admit it.
 pub const INITIATOR: &str = "iqn.2026-11.io.berth:test";
 
+/// The initiator name of a second node; peers admit it too.
+pub const OTHER_INITIATOR: &str = "iqn.2026-11.io.berth:other";
+
 /// A running `berthd`.
 #[derive(Debug)]
 pub struct Berthd {
@@ -51,11 +54,22 @@ impl Berthd {
     /// As [`Berthd::start`].
     pub fn start_with(more_config: &str, netns: Option<&str>) -> Result<Self> {
         let dir = TempDir::with_prefix("berthd-")?;
-        let config = dir.path().join("berth.toml");
-        std::fs::write(
-            &config,
-            format!("{}{more_config}", basic_config(dir.path())),
-        )?;
+        let config = format!("{}{more_config}", basic_config(dir.path()));
+        Self::start_in(dir, &config, netns)
+    }
+
+    /// The daemon of another node: with another initiator name.
+    ///
+    /// # Errors
+    /// As [`Berthd::start`].
+    pub fn start_as(initiator: &str, peer: &dyn Peer) -> Result<Self> {
+        let dir = TempDir::with_prefix("berthd-")?;
+        let config = basic_config(dir.path()).replace(INITIATOR, initiator);
+        Self::start_in(dir, &config, peer.netns())
+    }
+
+    fn start_in(dir: TempDir, config: &str, netns: Option<&str>) -> Result<Self> {
+        std::fs::write(dir.path().join("berth.toml"), config)?;
         let process = launch(dir.path(), netns)?;
         let mut daemon = Self {
             process,

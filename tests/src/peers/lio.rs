@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::{Mortal, Peer, Spec, remove_stale};
-use crate::berthd::INITIATOR;
+use crate::berthd::{INITIATOR, OTHER_INITIATOR};
 use crate::net::{Netns, Network};
 use crate::process::{Process, wait_for};
 use crate::programs;
@@ -196,7 +196,6 @@ impl Mortal for Lio {
 
 /// Plain configfs: quicker than targetcli, and the guest needs neither Python nor D-Bus.
 fn configuration(spec: &Spec) -> String {
-    let acl = format!("$T/acls/{INITIATOR}");
     // Without the option LIO opens the file with O_DSYNC, and what it has acknowledged is with the host.
     let (buffered, cache) = if spec.durable {
         ("", 0)
@@ -210,15 +209,29 @@ fn configuration(spec: &Spec) -> String {
          echo 1 > $D/enable\n\
          echo {cache} > $D/attrib/emulate_write_cache\n\
          mkdir -p $C/iscsi; mkdir $C/iscsi/{TARGET}; T=$C/iscsi/{TARGET}/tpgt_1; mkdir $T $T/np/{GUEST}:3260\n\
-         mkdir $T/lun/lun_0; ln -s $D $T/lun/lun_0/lun\n\
-         mkdir {acl}; mkdir {acl}/lun_0; ln -s $T/lun/lun_0 {acl}/lun_0/lun\n\
-         echo 0 > {acl}/lun_0/write_protect\n",
+         mkdir $T/lun/lun_0; ln -s $D $T/lun/lun_0/lun\n",
         spec.size_bytes
     );
     let _ = writeln!(
         script,
         "echo {} > $T/attrib/authentication",
         u8::from(spec.chap.is_some())
+    );
+    for initiator in [INITIATOR, OTHER_INITIATOR] {
+        script += &admit(spec, initiator);
+    }
+    if spec.digests_required {
+        script += "echo CRC32C > $T/param/HeaderDigest; echo CRC32C > $T/param/DataDigest\n";
+    }
+    script + "echo 1 > $T/enable\n"
+}
+
+/// An initiator that may log in, and the LUN that it sees.
+fn admit(spec: &Spec, initiator: &str) -> String {
+    let acl = format!("$T/acls/{initiator}");
+    let mut script = format!(
+        "mkdir {acl}; mkdir {acl}/lun_0; ln -s $T/lun/lun_0 {acl}/lun_0/lun\n\
+         echo 0 > {acl}/lun_0/write_protect\n"
     );
     // printf, not echo: a newline would become part of the secret.
     if let Some(chap) = &spec.chap {
@@ -237,10 +250,7 @@ fn configuration(spec: &Spec) -> String {
             mutual.secret
         );
     }
-    if spec.digests_required {
-        script += "echo CRC32C > $T/param/HeaderDigest; echo CRC32C > $T/param/DataDigest\n";
-    }
-    script + "echo 1 > $T/enable\n"
+    script
 }
 
 impl Peer for Lio {
