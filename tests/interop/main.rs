@@ -7,6 +7,9 @@ mod fence;
 mod guards;
 mod leaks;
 mod links;
+mod load;
+mod paths;
+mod recovery;
 mod silence;
 mod target_role;
 

@@ -17,7 +17,7 @@ const JOBS: [(&str, &str); 4] = [
     ("random", "rw=randwrite"),
     ("synced", "rw=randwrite\nfsync=16"),
     // Blocks are read soon after they were written.
-    ("mixed", "rw=randrw\nverify_backlog=32"),
+    ("mixed", "rw=randrw\nrwmixread=30\nverify_backlog=32"),
     ("sequential", "rw=write\nbs=128k\niodepth=2"),
 ];
 
@@ -30,17 +30,46 @@ pub struct Verify {
     pub seed: u64,
     /// Of each job.
     pub area_bytes: u64,
-    /// Of each job, so that a pass takes its time and leaves the processors to others.
-    pub writes_per_second: u32,
+    /// Bytes per second that each job writes, at most, so that a pass takes its time and leaves the processors to others;
+    /// it reads four times as much.
+    pub write_rate_bytes: u64,
 }
 
-/// What a pass has done.
+/// What passes have done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Done {
+    /// Passes.
+    pub passes: u32,
     /// Blocks written.
     pub writes: u64,
     /// Blocks read, all of them checked.
     pub reads: u64,
+    /// The longest that any of the requests was waited for.
+    pub longest: Duration,
+}
+
+impl std::ops::AddAssign for Done {
+    fn add_assign(&mut self, other: Self) {
+        self.passes += other.passes;
+        self.writes += other.writes;
+        self.reads += other.reads;
+        self.longest = self.longest.max(other.longest);
+    }
+}
+
+impl std::fmt::Display for Done {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            passes,
+            writes,
+            reads,
+            longest,
+        } = self;
+        write!(
+            f,
+            "{passes} passes of fio, {writes} blocks written, {reads} read, no error, longest wait {longest:.2?}"
+        )
+    }
 }
 
 /// A running pass.
@@ -81,13 +110,14 @@ impl Verify {
             nbd_uri,
             seed,
             area_bytes,
-            writes_per_second,
+            write_rate_bytes,
         } = self;
-        let reads_per_second = writes_per_second * 4;
+        // Not rate_iops: fio takes every block for as small as the smallest.
+        let read_rate_bytes = write_rate_bytes * 4;
         let mut text = format!(
             "[global]\nioengine=nbd\nuri={nbd_uri}\nthread\niodepth=8\nsize={area_bytes}\n\
              bssplit=4k/50:12k/20:64k/20:256k/10\nrandseed={seed}\n\
-             rate_iops={reads_per_second},{writes_per_second}\n\
+             rate={read_rate_bytes},{write_rate_bytes}\n\
              verify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\nerror_dump=1\n"
         );
         for (number, (name, lines)) in (0_u64..).zip(JOBS) {
@@ -122,7 +152,10 @@ impl Pass {
         let report: Value = serde_json::from_str(&text[start..]).with_context(said)?;
         let jobs = report["jobs"].as_array().with_context(said)?;
         ensure!(jobs.len() == JOBS.len(), said());
-        let mut done = Done::default();
+        let mut done = Done {
+            passes: 1,
+            ..Done::default()
+        };
         for job in jobs {
             ensure!(job["error"] == 0, said());
             let count = |kind: &str| job[kind]["total_ios"].as_u64().with_context(said);
@@ -130,6 +163,10 @@ impl Pass {
             ensure!(writes > 0 && reads >= writes, said());
             done.reads += reads;
             done.writes += writes;
+            for kind in ["read", "write"] {
+                let longest = job[kind]["lat_ns"]["max"].as_u64().with_context(said)?;
+                done.longest = done.longest.max(Duration::from_nanos(longest));
+            }
         }
         Ok(done)
     }
