@@ -7,6 +7,7 @@ use std::sync::Arc;
 use berth_api::Error;
 use berth_iscsi::name::Portal;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::board::Board;
 use super::path::{Live, Orders};
@@ -14,7 +15,7 @@ use super::session::Session;
 use super::spec::{PathSpec, PathView, RecoveryCounters, VolumeSpec};
 use super::volume::{Shared, Snapshot};
 use crate::block::hub::DynHub;
-use crate::block::lun::{LunControl, PathId, Profile};
+use crate::block::lun::{LunControl, PathId, Port, Profile, reservation};
 
 /// A volume, as its paths and its keeper see it.
 pub(super) struct Context {
@@ -28,6 +29,8 @@ pub(super) struct Context {
     gone: Cell<Totals>,
     /// The volume cannot go on.
     pub(super) over: Notify,
+    /// The reservation is still to be given back, by the first path that ends with a session.
+    pub(super) give_back: Cell<bool>,
 }
 
 /// One path, from the side of the volume.
@@ -76,6 +79,7 @@ impl Context {
             paths: RefCell::default(),
             gone: Cell::default(),
             over: Notify::new(),
+            give_back: Cell::new(false),
         })
     }
 
@@ -135,6 +139,24 @@ impl Context {
         self.over.notify_one();
     }
 
+    /// Gives the reservation back through a path, by the deadline or not at all.
+    pub(super) async fn release(&self, port: &Port, deadline: Instant) {
+        let Some(fence) = self.spec.fence else {
+            return;
+        };
+        let release = reservation::release(port, fence.key);
+        match tokio::time::timeout_at(deadline, release).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(
+                volume = self.spec.name, %error, "the reservation was not given back"
+            ),
+            Err(_) => tracing::warn!(
+                volume = self.spec.name,
+                "the reservation was not given back in time"
+            ),
+        }
+    }
+
     /// Keeps what a session had counted.
     pub(super) fn note_gone(&self, session: &Session) {
         let mut totals = self.gone.get();
@@ -176,7 +198,7 @@ impl Context {
             digest_errors: totals.digest_errors,
             recovery: RecoveryCounters {
                 sessions_lost: counters.sessions_lost,
-                sessions_reinstated: counters.reinstated,
+                sessions_reinstated: counters.paths_back,
                 commands_resent: counters.resent,
                 ghosts: counters.ghosts,
                 ghosts_waiting: counters.ghosts_waiting,

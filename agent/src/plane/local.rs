@@ -475,21 +475,12 @@ impl LocalVolume {
                 let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
                 let _ = tokio::time::timeout_at(deadline, flush).await;
             }
-            if leave == Leave::Detach
-                && let Some(fence) = context.spec.fence
-            {
-                let release = reservation::release(&*port, fence.key);
-                match tokio::time::timeout_at(deadline, release).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(
-                        volume = context.spec.name, %error, "the reservation was not given back"
-                    ),
-                    Err(_) => tracing::warn!(
-                        volume = context.spec.name,
-                        "the reservation was not given back in time"
-                    ),
-                }
+            if leave == Leave::Detach {
+                context.release(&port, deadline).await;
             }
+        } else {
+            // No path yet, or none any more: one that still gets its session does it.
+            context.give_back.set(leave == Leave::Detach);
         }
         self.stop_paths(deadline).await;
         let clean = !self.unclean;

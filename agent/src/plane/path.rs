@@ -427,6 +427,17 @@ impl PathTask {
     }
 
     async fn log_out(&self, by: Instant) -> bool {
+        let port = self
+            .live
+            .session
+            .borrow()
+            .as_ref()
+            .map(|s| Rc::clone(&s.port));
+        if let Some(port) = port
+            && self.volume.give_back.take()
+        {
+            self.volume.release(&port, by).await;
+        }
         self.volume.lun.path_quiesce(self.id);
         let Some(mut session) = self.live.session.take() else {
             return !self.volume.lun.is_haunted(self.id);

@@ -46,6 +46,8 @@ pub struct PathCounters {
 pub(super) struct Path {
     /// While its session lives.
     pub(super) port: Option<Rc<Port>>,
+    /// It had a session before.
+    pub(super) was_up: bool,
     /// Its facts are being read again: no I/O meanwhile.
     pub(super) in_doubt: bool,
     pub(super) preference: Preference,
@@ -78,6 +80,7 @@ impl Path {
             in_flight_cost: 0,
             service_ns: 0,
             depth: QueueDepth::new(depth),
+            was_up: false,
             haunt: None,
             refresh: Refresh::NONE,
             leaving: false,

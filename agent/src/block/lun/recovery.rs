@@ -53,8 +53,8 @@ pub enum Health {
 pub struct Counters {
     /// Sessions lost while they were in use.
     pub sessions_lost: u64,
-    /// Paths that came (back) into use.
-    pub paths_up: u64,
+    /// Paths that came back into use.
+    pub paths_back: u64,
     /// Old sessions that a login ended at the target.
     pub reinstated: u64,
     /// Old sessions that were taken for gone because their time was over.
@@ -183,7 +183,8 @@ impl Core {
         it.leaving = false;
         it.drop_session = false;
         it.refresh = Refresh::NONE;
-        self.counters.paths_up += 1;
+        let back = std::mem::replace(&mut it.was_up, true);
+        self.counters.paths_back += u64::from(back);
         self.note_paths_changed();
         self.send_backlog();
     }

@@ -8,10 +8,13 @@
 //!   first path          every other path, and each one after its session was reinstated
 //!     admit                readmit  <- key gone, or another holder -> Fenced
 //!       |                     |
-//!       +------- I/O ---------+---- a path is taken away: leave, then readmit on another
+//!       +------- I/O ---------+---- a path is taken away: it just logs out
 //!                 |
 //!              release (detach)
 //! ```
+//!
+//! A registration outlives its session, so that of a path that is down or was taken away keeps the reservation
+//! ours; the last act on the unit removes all of them.
 //!
 //! PERSISTENT RESERVE OUT is never sent again while its outcome is unknown: after a lost session everything
 //! starts with reading what is there. What is lost is not taken back by itself: a registration that is gone
@@ -121,8 +124,8 @@ pub enum Fenced {
     },
     /// The unit knows nobody any more.
     #[error(
-        "this node was fenced: its registration is gone, and nobody else is registered; the unit lost \
-         its registrations with its power, or another node had it in between"
+        "this node was fenced: its reservation is gone, and nobody else holds one; the unit lost it with \
+         its power, or another node had it in between"
     )]
     Forgotten,
 }
@@ -159,7 +162,7 @@ pub async fn admit(port: &impl Execute, key: Key, claim: Claim) -> Result<Held, 
         }),
         Err(error @ FenceError::Lost { .. }) => Err(error),
         Err(error) => {
-            leave(port, key).await?;
+            withdraw(port, key).await?;
             Err(error)
         }
     }
@@ -187,40 +190,24 @@ pub async fn readmit(port: &impl Execute, key: Key) -> Result<(), FenceError> {
     }
     match verify(port, key).await {
         Err(error @ FenceError::Fenced(_)) => {
-            // Registered behind the back of whoever took over: not to stay.
-            leave(port, key).await?;
+            // Registered behind the back of whoever took over, or after our own release: not to stay.
+            withdraw(port, key).await?;
             Err(error)
         }
         other => other,
     }
 }
 
-/// Looks whether the unit is still ours, on a path that is registered; makes the reservation again when
-/// the path that held it has left.
+/// Looks whether the unit is still ours.
 ///
 /// # Errors
 /// [`FenceError::Fenced`] when it is not ours any more; see [`FenceError`] for the rest.
 pub async fn verify(port: &impl Execute, key: Key) -> Result<(), FenceError> {
-    for _ in 0..WAITS_MAX {
-        let status = Status::read(port).await?;
-        check_held(&status, key)?;
-        if status.holder.is_some() {
-            return Ok(());
-        }
-        match reserve_out(port, PrOutAction::Reserve, key, 0, false).await {
-            Ok(()) | Err(Failed::Conflict) => {}
-            Err(failed) => return Err(failed.of(RESERVE)),
-        }
-    }
-    Err(FenceError::Unsettled)
+    check_held(&Status::read(port).await?, key)
 }
 
-/// Withdraws the registration of one path, and with it the reservation if this path holds it. Others stay
-/// registered, and one of them should be [`readmit`]ted then.
-///
-/// # Errors
-/// When the session is lost or the unit refuses.
-pub async fn leave(port: &impl Execute, key: Key) -> Result<(), FenceError> {
+/// Withdraws the registration of this path, and with it the reservation if this path holds it.
+async fn withdraw(port: &impl Execute, key: Key) -> Result<(), FenceError> {
     match reserve_out(port, PrOutAction::Register, key, 0, false).await {
         // Not registered with this key: there is nothing to withdraw.
         Ok(()) | Err(Failed::Conflict) => Ok(()),
@@ -240,7 +227,7 @@ pub async fn release(port: &impl Execute, key: Key) -> Result<(), FenceError> {
         Ok(()) | Err(Failed::Conflict) => Ok(()),
         Err(Failed::Refused(_)) => {
             match reserve_out(port, PrOutAction::Release, key, 0, false).await {
-                Ok(()) | Err(Failed::Conflict) => leave(port, key).await,
+                Ok(()) | Err(Failed::Conflict) => withdraw(port, key).await,
                 Err(failed) => Err(failed.of("PERSISTENT RESERVE OUT, RELEASE")),
             }
         }
@@ -278,13 +265,12 @@ fn check_claim(status: &Status, key: Key, claim: Claim) -> Result<(), FenceError
     }
 }
 
-/// Whether the unit is ours; an absent reservation can be made again as long as our key is there,
-/// because whoever takes over removes it.
+/// Whether the unit is ours: our key is registered and holds the reservation.
 fn check_held(status: &Status, key: Key) -> Result<(), FenceError> {
     if let Some(by) = status.newer(key) {
         return Err(FenceError::Fenced(Fenced::Outdated { by }));
     }
-    if status.has(key) && (status.holder.is_none() || status.is_held_by(key)) {
+    if status.has(key) && status.is_held_by(key) {
         return Ok(());
     }
     Err(FenceError::Fenced(fenced_by(status.foreign(key))))

@@ -288,21 +288,49 @@ async fn what_is_gone_is_not_taken_back() {
 }
 
 #[tokio::test]
-async fn the_path_that_holds_the_reservation_may_leave() {
+async fn the_path_that_holds_the_reservation_may_go() {
     let unit = unit();
     let key = key("a", 1);
     let (a1, a2) = (Path::new(&unit, "a", 1), Path::new(&unit, "a", 2));
     let _ = admit(&a1, key, Claim::Free).await.expect("free");
     readmit(&a2, key).await.expect("a second path");
-    leave(&a1, key).await.expect("leaves");
-    assert_eq!(status(&a2).await.holder, None, "it went with its holder");
+    unit.borrow_mut().nexus_ends(&a1.nexus);
+    assert_held(&a2, key).await;
+    a2.reinstate();
     readmit(&a2, key).await.expect("ours");
     assert_held(&a2, key).await;
-    assert!(!a1.can_write());
-    // Leaving twice, and releasing from a path that is not registered, do nothing.
-    leave(&a1, key).await.expect("nothing to withdraw");
+    // The last act removes both registrations; what comes late does not bring them back.
+    release(&a2, key).await.expect("ours");
+    let after = status(&a2).await;
+    assert_eq!((after.keys, after.holder), (vec![], None));
+    let forgotten = FenceError::Fenced(Fenced::Forgotten);
+    assert_eq!(readmit(&a1, key).await, Err(forgotten));
+    // Releasing from a path that is not registered does nothing.
     release(&a1, key).await.expect("nothing to release");
-    assert_held(&a2, key).await;
+    assert_eq!(status(&a2).await.keys, vec![]);
+}
+
+/// A path that comes up while another one gives the unit back must not leave anything behind.
+#[tokio::test]
+async fn a_release_at_any_point_of_a_readmission_leaves_nothing() {
+    for step in 1..=2 {
+        let unit = unit();
+        let key = key("a", 1);
+        let first = Rc::new(Path::new(&unit, "a", 1));
+        let _ = admit(&*first, key, Claim::Free).await.expect("free");
+        let late = Path::new(&unit, "a", 2);
+        let act = {
+            let first = Rc::clone(&first);
+            Box::new(move || assert_eq!(at_once(release(&*first, key)), Ok(())))
+        };
+        late.meanwhile.replace(Some((step, act)));
+        let error = readmit(&late, key)
+            .await
+            .expect_err("it is not ours any more");
+        assert!(error.is_final(), "{error}");
+        let after = status(&late).await;
+        assert_eq!((after.keys, after.holder), (vec![], None), "step {step}");
+    }
 }
 
 /// A target may take a reinstated session for another nexus (tgt does); the old registration stays.
