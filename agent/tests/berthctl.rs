@@ -4,11 +4,42 @@
 
 mod common;
 
-use berth_api::types::{Auth, CheckResult, RecoveryTimeout, Source};
+use berth_api::types::{Auth, CheckResult, Fence, RecoveryTimeout, Source};
 use common::Daemon;
 use serde_json::Value;
 
 const DISK: &str = "--portal 192.0.2.10 --target iqn.2026-11.example:disk0 --lun 1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn fences_and_changes() {
+    let daemon = Daemon::start();
+    let taken = daemon.run(&format!("attach disk0 {DISK} --takeover")).await;
+    assert_ne!(taken.code, 0);
+    assert!(taken.stderr.contains("takeover"), "{}", taken.said());
+    let attach = format!("attach disk0 {DISK} --fence reservation --takeover");
+    let ran = daemon.run(&attach).await;
+    assert_eq!(ran.code, 0, "{}", ran.said());
+    {
+        let attachments = daemon.fake.attachments.lock().unwrap();
+        let (request, _) = attachments.values().next().unwrap();
+        assert_eq!(request.fence, Fence::Reservation);
+        assert!(request.takeover);
+    }
+    let set = "set disk0 --recovery-timeout 7 --add-portal 192.0.2.11 --remove-portal 192.0.2.10";
+    let changed = daemon.run(set).await;
+    assert_eq!(changed.code, 0, "{}", changed.said());
+    for told in ["7 s", "reservation"] {
+        assert!(changed.stdout.contains(told), "{told}: {}", changed.said());
+    }
+    let json = daemon.run("show disk0 -o json").await.json();
+    let portals = &json["source"]["iscsi"]["portals"];
+    assert_eq!(*portals, serde_json::json!(["192.0.2.11:3260"]));
+    let last = daemon.run("set disk0 --remove-portal 192.0.2.11").await;
+    assert_eq!(last.code, 2, "{}", last.said());
+    assert!(last.stderr.contains("no portal left"), "{}", last.said());
+    let gone = daemon.run("set nothing --recovery-timeout forever").await;
+    assert_ne!(gone.code, 0, "{}", gone.said());
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn attach_look_and_detach() {

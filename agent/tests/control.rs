@@ -18,6 +18,8 @@ use berth_api::types::{
 };
 use berth_api::{AttachmentName, Code, Portal};
 use berth_iobuf::Payload;
+use berth_iscsi::target::ScsiExecutor as _;
+use berth_iscsi::target::lu::LogicalUnit;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -349,6 +351,101 @@ async fn a_stall_is_told_and_ends_by_the_recovery_timeout_or_by_recovery() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_size_and_a_lost_cache_are_events() {
+    within(async {
+        let target = start_target();
+        let node = Node::start("a").await;
+        let wish = request(vec![portal_of(target.address())]);
+        node.client()
+            .attach(&name(), &wish)
+            .await
+            .expect("attaches");
+        let mut connection = node.open().await;
+        let data = Payload::from(vec![1; 512]);
+        connection
+            .write(0, data.clone(), false)
+            .await
+            .expect("written");
+        let unit = target.units()[0];
+        let job = target.handle().with(move |portal, _| {
+            let unit = portal
+                .unit_mut::<LogicalUnit>(unit)
+                .expect("a logical unit");
+            unit.resize(2 * SIZE).expect("grows");
+            unit.reset();
+        });
+        job.await.expect("the portal runs");
+        connection.write(0, data, false).await.expect("written");
+        let mut events = node.client().events(Some(0), None).await.expect("events");
+        let (mut resized, mut lost) = (false, false);
+        while !(resized && lost) {
+            let next = events.next().await.expect("events go on");
+            let event = next.expect("the daemon runs").what;
+            let new = format!("{} bytes", 2 * SIZE);
+            resized |= event.kind == EventKind::Resized && event.message.contains(&new);
+            lost |= event
+                .reason
+                .is_some_and(|reason| reason.code == Code::DataUnsafe);
+        }
+        let now = node.look().await;
+        assert_eq!(now.size_bytes, Some(2 * SIZE));
+        assert_eq!(now.counters.recovery.cache_losses, 1);
+        node.stop().await;
+    })
+    .await;
+}
+
+/// A path that comes back is registered again before it takes I/O, and a takeover fences all paths.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_holds_on_every_path() {
+    within(async {
+        let target = start_target();
+        let mut first = Link::new(target.address()).await;
+        let second = Link::new(target.address()).await;
+        let (one, two) = (portal_of(first.at), portal_of(second.at));
+        let mut wish = request(vec![one, two]);
+        wish.fence = Fence::Reservation;
+        let (a, b) = (Node::start("a").await, Node::start("b").await);
+        a.client().attach(&name(), &wish).await.expect("free");
+        let up = |now: &Attachment| {
+            let up = now.paths.iter().filter(|path| path.state == PathState::Up);
+            up.count()
+        };
+        a.wait_for(|now| up(now) == 2).await;
+        let mut old = a.open().await;
+        let data = |fill: u8| Payload::from(vec![fill; 512]);
+        for fill in 0..3 {
+            first.cut().await;
+            a.wait_for(|now| up(now) == 1).await;
+            old.write(0, data(fill), true).await.expect("still ours");
+            first.heal().await;
+            a.wait_for(|now| up(now) == 2).await;
+            old.write(0, data(fill), true).await.expect("still ours");
+        }
+        assert_eq!(a.look().await.state, AttachmentState::Attached);
+        // While one path is away.
+        first.cut().await;
+        a.wait_for(|now| up(now) == 1).await;
+        let mut taking = request(vec![portal_of(target.address())]);
+        taking.fence = Fence::Reservation;
+        taking.takeover = true;
+        b.client()
+            .attach(&name(), &taking)
+            .await
+            .expect("taken over");
+        first.heal().await;
+        let fenced = a.wait_for(|now| now.state == AttachmentState::Failed).await;
+        assert_eq!(fenced.reason.map(|reason| reason.code), Some(Code::Fenced));
+        assert!(old.write(0, data(9), true).await.is_err(), "fenced");
+        let mut new = b.open().await;
+        new.write(0, data(7), true).await.expect("ours now");
+        a.stop().await;
+        b.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_share_a_unit_by_reservation_and_a_restart_takes_nothing_back() {
     within(async {
         let target = start_target();
@@ -395,7 +492,11 @@ async fn two_nodes_share_a_unit_by_reservation_and_a_restart_takes_nothing_back(
         assert_eq!(read.to_bytes(), write(2).to_bytes());
         drop(new);
 
-        // Given back by the other one; but nothing is taken again by itself.
+        // Who asks and is refused has lost it all the same; nothing is taken again by itself, also
+        // when the other one gives it back.
+        let refused = a.client().attach(&name(), &wish).await;
+        let refused = refused.expect_err("held by the other one");
+        assert_eq!(code(&refused), Code::AttachedElsewhere);
         two.detach(&name(), true).await.expect("detaches");
         let a = a.restart().await;
         let still = a.look().await;

@@ -21,6 +21,7 @@ struct State {
     health: VolumeHealth,
     /// What went wrong last on a path.
     last_error: Option<Error>,
+    cache_losses: u64,
 }
 
 impl Board {
@@ -32,6 +33,7 @@ impl Board {
                 failures: Vec::new(),
                 health: VolumeHealth::Up,
                 last_error: None,
+                cache_losses: 0,
             }),
             status,
         }
@@ -153,6 +155,13 @@ impl Board {
         self.publish();
     }
 
+    /// So many resets of the unit may have lost writes that were not flushed.
+    pub(super) fn set_cache_losses(&self, count: u64) {
+        if std::mem::replace(&mut self.state.borrow_mut().cache_losses, count) != count {
+            self.publish();
+        }
+    }
+
     /// It will never work again.
     pub(super) fn fail(&self, reason: Error) {
         self.state.borrow_mut().health = VolumeHealth::Failed { reason };
@@ -179,6 +188,7 @@ impl Board {
         self.status.send_replace(VolumeStatus {
             health: state.health.clone(),
             paths: state.paths.clone(),
+            cache_losses: state.cache_losses,
         });
     }
 }

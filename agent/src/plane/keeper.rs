@@ -15,6 +15,7 @@ pub(super) async fn keep(volume: Rc<Context>) {
             biased;
             () = poll_fn(|cx| volume.lun.poll_changed(cx)) => {
                 volume.board.set_health(volume.lun.health());
+                volume.board.set_cache_losses(volume.lun.counters().cache_losses);
                 let geometry = volume.lun.geometry();
                 volume.shared.geometry.send_if_modified(|known| {
                     let changed = known.as_ref() != Some(&geometry);

@@ -120,6 +120,8 @@ pub struct VolumeStatus {
     pub health: VolumeHealth,
     /// Its paths, by index. Retired ones are listed until their session is gone.
     pub paths: Vec<PathStatus>,
+    /// Resets of the unit that may have lost writes which were not flushed, so far.
+    pub cache_losses: u64,
 }
 
 /// Whether a volume's I/O works.

@@ -116,6 +116,7 @@ impl Volume {
             status: watch::Sender::new(VolumeStatus {
                 health: VolumeHealth::Up,
                 paths: Vec::new(),
+                cache_losses: 0,
             }),
             ended: watch::Sender::new(None),
         });
@@ -149,6 +150,12 @@ impl Volume {
             .borrow()
             .clone()
             .expect("known before the volume is ready")
+    }
+
+    /// The same, and whenever it changes.
+    #[must_use]
+    pub fn geometry_changes(&self) -> watch::Receiver<Option<Geometry>> {
+        self.shared.geometry.subscribe()
     }
 
     /// Counters of its I/O.

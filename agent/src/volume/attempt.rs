@@ -40,8 +40,10 @@ impl Task {
         if self.intent.request.fence == Fence::Reservation {
             let intents = Arc::clone(&self.context.intents);
             let epoch = blocking(move || intents.next_epoch()).await?;
-            let standing = match self.intent.fence {
-                Some(fence) if fence.standing == Standing::Held && !takeover => Standing::Held,
+            let standing = match self.standing() {
+                // What was lost stays so until the volume is ours again.
+                Some(Standing::Lost) => Standing::Lost,
+                Some(Standing::Held) if !takeover => Standing::Held,
                 _ => Standing::Asked,
             };
             claim = match standing {
@@ -78,13 +80,24 @@ impl Task {
                 return Err(error);
             }
         };
+        // What was held before stays so, for the next attempt to resume.
+        let held_before = self.standing() == Some(Standing::Held);
         if let Err(error) = self.note_volume(&volume).await {
-            let clean = volume.end(Leave::Detach).await;
+            let leave = if held_before {
+                Leave::Stop
+            } else {
+                Leave::Detach
+            };
+            let clean = volume.end(leave).await;
             self.intent.clean = clean;
             self.keep_intent_or_log().await;
             return Err(error);
         }
         Ok(volume)
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        self.intent.fence.map(|fence| fence.standing)
     }
 
     /// Compares the volume with what it was, or keeps what it is, and that it is ours now. Before anything

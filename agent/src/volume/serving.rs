@@ -6,7 +6,7 @@ use std::sync::Arc;
 use berth_api::types::{
     AttachmentPatch, AttachmentState, EventKind, NewEvent, PathState, Reason, SourcePatch,
 };
-use berth_api::{Code, Error, Portal};
+use berth_api::{AttachmentName, Code, Error, Portal};
 use tokio::sync::oneshot;
 
 use super::attachment::{Call, Next, Task};
@@ -19,15 +19,21 @@ use crate::plane::{Ended, Volume};
 /// Answer to a change.
 pub(super) type ChangeAnswer = oneshot::Sender<Result<(), Error>>;
 
-/// What was told of each path, by its number.
+/// What was told already.
 #[derive(Default)]
-struct Told(BTreeMap<u16, (Portal, PathState)>);
+struct Told {
+    /// Of each path, by its number.
+    paths: BTreeMap<u16, (Portal, PathState)>,
+    cache_losses: u64,
+}
 
 impl Task {
     /// `attached`, `recovering`, or `failed` with a volume that is still there; until the volume ends or
     /// somebody takes it away.
     pub(super) async fn serve(&mut self, volume: Arc<Volume>) -> Next {
         let mut status = volume.status();
+        let mut geometry = volume.geometry_changes();
+        let mut size_bytes = volume.geometry().size_bytes;
         let mut told = Told::default();
         let now = status.borrow_and_update().clone();
         self.on_status(&volume, &mut told, now).await;
@@ -38,6 +44,13 @@ impl Task {
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
                     self.on_status(&volume, &mut told, now).await;
+                }
+                Ok(()) = geometry.changed() => {
+                    let size = geometry.borrow_and_update().as_ref().map(|g| g.size_bytes);
+                    if let Some(now) = size.filter(|now| *now != size_bytes) {
+                        self.context.events.publish(resized(&self.name, size_bytes, now));
+                        size_bytes = now;
+                    }
                 }
                 ended = volume.wait_ended() => {
                     let error = match ended {
@@ -109,6 +122,10 @@ impl Task {
     async fn on_status(&mut self, volume: &Arc<Volume>, told: &mut Told, status: VolumeStatus) {
         for event in told.news(&self.name, &status.paths) {
             self.context.events.publish(event);
+        }
+        if status.cache_losses > told.cache_losses {
+            told.cache_losses = status.cache_losses;
+            self.context.events.publish(cache_loss(&self.name));
         }
         let mut changed = self.note_paths(&status.paths);
         let (state, reason) = match &status.health {
@@ -201,9 +218,34 @@ impl Task {
     }
 }
 
+fn resized(name: &AttachmentName, was: u64, is: u64) -> NewEvent {
+    NewEvent {
+        attachment: Some(name.clone()),
+        ..NewEvent::new(
+            EventKind::Resized,
+            format!("{name} has {is} bytes now, it had {was}"),
+        )
+    }
+}
+
+fn cache_loss(name: &AttachmentName) -> NewEvent {
+    let detail =
+        "the unit was reset with its write cache on: writes since the last flush may be lost";
+    let reason = Reason {
+        code: Code::DataUnsafe,
+        detail: detail.to_owned(),
+        retryable: false,
+    };
+    NewEvent {
+        attachment: Some(name.clone()),
+        reason: Some(reason),
+        ..NewEvent::new(EventKind::Notice, format!("{name}: {detail}"))
+    }
+}
+
 impl Told {
     /// What has changed since it was told last.
-    fn news(&mut self, name: &berth_api::AttachmentName, paths: &[PathStatus]) -> Vec<NewEvent> {
+    fn news(&mut self, name: &AttachmentName, paths: &[PathStatus]) -> Vec<NewEvent> {
         let mut news = Vec::new();
         let event = |portal: &Portal, reason: Option<Reason>, what: &str| {
             let why = reason
@@ -222,13 +264,13 @@ impl Told {
         for path in paths {
             let portal = initiator::api_portal(&path.portal);
             let state = path.state;
-            if self.0.get(&path.index).map(|(_, told)| *told) != Some(state) {
+            if self.paths.get(&path.index).map(|(_, told)| *told) != Some(state) {
                 let reason = path.reason.as_ref().map(Reason::from);
                 news.push(event(&portal, reason, &format!("is {state}")));
-                self.0.insert(path.index, (portal, state));
+                self.paths.insert(path.index, (portal, state));
             }
         }
-        self.0.retain(|index, (portal, _)| {
+        self.paths.retain(|index, (portal, _)| {
             let there = paths.iter().any(|path| path.index == *index);
             if !there {
                 news.push(event(portal, None, "is gone"));
