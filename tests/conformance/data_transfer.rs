@@ -4,6 +4,9 @@ use berth_iscsi::error::Recovery;
 
 use super::*;
 
+/// Makes a PDU wrong.
+type Spoil<P> = fn(&mut P);
+
 /// What a target says that wants no more than it must take.
 fn modest() -> Offer {
     Offer {
@@ -109,10 +112,10 @@ fn several_r2ts_are_served_in_their_order_rfc7143_11_8() {
 
 #[test]
 fn an_r2t_beyond_the_rules_ends_the_session_rfc7143_11_8() {
-    let table: [(&str, fn(&mut R2t)); 8] = [
+    let table: [(&str, Spoil<R2t>); 8] = [
         ("nothing", |r2t| r2t.desired_len_bytes = 0),
         ("more than MaxBurstLength", |r2t| {
-            r2t.desired_len_bytes = 8193
+            r2t.desired_len_bytes = 8193;
         }),
         ("behind the end", |r2t| r2t.desired_len_bytes = 8191),
         ("an offset that overflows", |r2t| {
@@ -196,7 +199,7 @@ fn a_read_is_put_together_from_its_parts_rfc7143_11_7() {
 
 #[test]
 fn data_beyond_the_rules_ends_the_session_rfc7143_11_7() {
-    let table: [(&str, fn(&mut DataIn)); 5] = [
+    let table: [(&str, Spoil<DataIn>); 5] = [
         ("behind the end", |pdu| pdu.buffer_offset_bytes = 4000),
         ("an offset that overflows", |pdu| {
             pdu.buffer_offset_bytes = u32::MAX - 3;

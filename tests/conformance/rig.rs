@@ -36,7 +36,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F) {
 /// Where everything of a test comes from.
 pub(crate) struct Rig {
     network: Memory,
-    accepted: mpsc::UnboundedReceiver<Accepted>,
+    accepted: mpsc::Receiver<Accepted>,
     pub(crate) portal: Portal,
     pub(crate) options: ConnectOptions,
     pub(crate) offer: Offer,
@@ -75,7 +75,7 @@ impl Rig {
     /// Connects while `target` plays the other end of each connection.
     pub(crate) async fn connect<T>(
         &mut self,
-        target: impl AsyncFnOnce(&mut mpsc::UnboundedReceiver<Accepted>) -> T,
+        target: impl AsyncFnOnce(&mut mpsc::Receiver<Accepted>) -> T,
     ) -> (Result<Connected, ConnectError>, T) {
         let config = self.config();
         let connecting = connect(
@@ -103,7 +103,7 @@ impl Rig {
 }
 
 /// The next connection of the initiator.
-pub(crate) async fn accept(accepted: &mut mpsc::UnboundedReceiver<Accepted>) -> Peer {
+pub(crate) async fn accept(accepted: &mut mpsc::Receiver<Accepted>) -> Peer {
     let (_, end) = accepted.recv().await.expect("the rig is there");
     Peer::new(end)
 }

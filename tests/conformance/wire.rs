@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 /// Bytes that one direction holds, as a socket buffer does.
 const BUFFER_BYTES: usize = 256 * 1024;
 
+/// Connections that wait to be accepted.
+const DIALS_MAX: usize = 16;
+
 /// One direction.
 #[derive(Debug, Default)]
 struct Lane {
@@ -133,12 +136,12 @@ impl Socket for End {
 /// Every portal is reached at once; the target's end goes to whoever accepts.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    accepts: mpsc::UnboundedSender<Accepted>,
+    accepts: mpsc::Sender<Accepted>,
 }
 
 impl Memory {
-    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Accepted>) {
-        let (accepts, accepted) = mpsc::unbounded_channel();
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Accepted>) {
+        let (accepts, accepted) = mpsc::channel(DIALS_MAX);
         (Self { accepts }, accepted)
     }
 }
@@ -149,7 +152,7 @@ impl Network for Memory {
             let (ours, theirs) = pair();
             let address = ours.peer_addr()?;
             self.accepts
-                .send((portal.clone(), theirs))
+                .try_send((portal.clone(), theirs))
                 .map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok((Box::new(ours) as Box<dyn Socket>, address))
         })
