@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::Berthd;
 use berth_tests::berthd::{OTHER_INITIATOR, attach_body};
+use berth_tests::net::{Fault, Network};
 use berth_tests::peers::{Digests, Lio, Peer, Spec, Tgt};
 use berth_tests::process::wait_for;
 use berth_tests::raw_nbd::{CMD_READ, CMD_WRITE, RawClient};
@@ -320,7 +321,74 @@ fn restarts(peer: &dyn Peer) -> Result<()> {
     other.stop()
 }
 
+/// Sessions are lost on every path, in two ways: both ends learn of it, or only ours. A target may take what comes back for
+/// another nexus; the unit is ours all the same, and nothing of it stays behind after the detach.
+fn reset_links(peer: &dyn Peer, network: &Network) -> Result<()> {
+    let owner = Berthd::start_for(peer)?;
+    let other = Berthd::start_as(OTHER_INITIATOR, peer)?;
+    owner.attach_with(NAME, &body(peer, false))?;
+    for round in 0..6 {
+        let lost = lost_sessions(&owner)?;
+        let fault = if round % 2 == 0 {
+            Fault::Reset
+        } else {
+            Fault::Refuse
+        };
+        for link in &network.links {
+            link.apply(fault)?;
+        }
+        wait_for("loss of the sessions", DEADLINE, || {
+            // An idle session is pinged, which meets the reset.
+            let lost_all = lost_sessions(&owner)? >= lost + network.links.len() as u64;
+            Ok(lost_all.then_some(()))
+        })?;
+        for link in &network.links {
+            link.heal(fault)?;
+        }
+        // It waits for a session, and for the registration on it.
+        write_all(&owner, round, 0)?;
+        check_all(&owner, round, 0, "after a reset")?;
+        let all_up = || {
+            let attachment = owner.attachment(NAME)?;
+            let paths = attachment["paths"].as_array().cloned().unwrap_or_default();
+            let up = paths.iter().filter(|path| path["state"] == "up").count();
+            Ok((up == network.links.len()).then_some(()))
+        };
+        wait_for("all paths", DEADLINE, all_up)?;
+    }
+    let path = format!("/v1/attachments/{NAME}");
+    let answer = other.request("PUT", &path, Some(&body(peer, false)), DEADLINE)?;
+    ensure!(answer.status == 412, "{}", answer.text());
+    other.detach(NAME)?;
+    check_all(&owner, 5, 0, "at the end")?;
+    owner.detach(NAME)?;
+    other.attach_with(NAME, &body(peer, false))?;
+    other.detach(NAME)?;
+    owner.stop()?;
+    other.stop()
+}
+
+fn lost_sessions(node: &Berthd) -> Result<u64> {
+    let attachment = node.attachment(NAME)?;
+    let lost = &attachment["counters"]["recovery"]["sessions_lost"];
+    lost.as_u64().context("sessions_lost")
+}
+
 const SIZE_BYTES: u64 = 16 << 20;
+
+#[test]
+fn tgt_a_fence_outlives_lost_sessions_on_two_paths() -> Result<()> {
+    let network = Network::new(2)?;
+    let tgt = Tgt::start_on(Spec::open(SIZE_BYTES), &network)?;
+    reset_links(&tgt, &network)
+}
+
+#[test]
+fn lio_a_fence_outlives_lost_sessions() -> Result<()> {
+    let mut lio = Lio::start(Spec::open(SIZE_BYTES))?;
+    let network = lio.move_behind(1)?;
+    reset_links(&lio, &network)
+}
 
 #[test]
 fn tgt_two_nodes_take_over_from_each_other() -> Result<()> {
