@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::berthd::{Berthd, attach_body};
-use berth_tests::net::{Fault, Network};
+use berth_tests::net::{Fault, Link, Network};
 use berth_tests::peers::{Digests, Lio, Mortal, Spec, Tgt};
 use berth_tests::prober::{Probe, percentile};
 use berth_tests::process::wait_for;
@@ -96,19 +96,19 @@ impl Trouble {
         }
     }
 
-    fn begin(self, target: &mut dyn Mortal, network: &Network) -> Result<()> {
+    fn begin(self, target: &mut dyn Mortal, link: &Link) -> Result<()> {
         match self {
             Self::Kill => target.kill(),
             Self::Suspend => target.suspend(),
-            Self::Link(fault) => network.links[0].apply(fault),
+            Self::Link(fault) => link.apply(fault),
         }
     }
 
-    fn end(self, target: &mut dyn Mortal, network: &Network) -> Result<()> {
+    fn end(self, target: &mut dyn Mortal, link: &Link) -> Result<()> {
         match self {
             Self::Kill => target.revive(),
             Self::Suspend => target.resume(),
-            Self::Link(fault) => network.links[0].heal(fault),
+            Self::Link(fault) => link.heal(fault),
         }
     }
 
@@ -187,17 +187,19 @@ fn trouble(name: &str, target: &mut dyn Mortal, network: &Network, daemon: &Bert
             let at = random.between(0, kinds.len() as u64 - 1) as usize;
             let trouble = Trouble::draw(kinds.swap_remove(at), &mut random);
             let lasts = trouble.lasts(round, &mut random);
+            let number = random.between(0, network.links.len() as u64 - 1) as usize;
+            let link = &network.links[number];
             let begun = Instant::now();
-            trouble.begin(target, network)?;
+            trouble.begin(target, link)?;
             load.go_on_for(lasts)?;
-            trouble.end(target, network)?;
+            trouble.end(target, link)?;
             let ended = Instant::now();
             load.wait_answered_since(ended)
                 .with_context(|| format!("{trouble:?} for {lasts:?}"))?;
             let recovery = ended.elapsed();
             let probes = load.prober.probes_since(begun);
             println!(
-                "{:>6.1} s  {trouble:?} for {:.1} s: stall {:.2} s, recovery {:.2} s",
+                "{:>6.1} s  {trouble:?} (link {number}) for {:.1} s: stall {:.2} s, recovery {:.2} s",
                 (begun - started).as_secs_f64(),
                 (ended - begun).as_secs_f64(),
                 percentile(&probes, 100).as_secs_f64(),
@@ -250,7 +252,16 @@ fn lio_dies_and_its_link_breaks_under_load() -> Result<()> {
     survives("lio", &mut lio, &network)
 }
 
-/// What the two tests above rely on: with nothing to wait for, errors reach the clients, and the clients tell.
+/// Troubles of one link while the other serves, and deaths that both paths die: writes that were sent over a path that is lost
+/// must not be overtaken by what goes over the other.
+#[test]
+fn tgt_with_two_paths_dies_and_its_links_break_under_load() -> Result<()> {
+    let network = Network::new(2)?;
+    let mut tgt = Tgt::start_on(Spec::mutual_chap(SIZE_BYTES), &network)?;
+    survives("tgt-two-paths", &mut tgt, &network)
+}
+
+/// What the tests above rely on: with nothing to wait for, errors reach the clients, and the clients tell.
 #[test]
 fn errors_are_seen_by_fio_and_by_the_prober() -> Result<()> {
     let network = Network::new(1)?;
