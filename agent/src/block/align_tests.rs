@@ -72,6 +72,26 @@ fn later_writes_do_not_overtake_a_waiting_one_that_they_overlap() {
 }
 
 #[test]
+fn zeroes_may_start_at_the_first_block_and_end_inside_of_one() {
+    // Found by the simulation (seed 175): there is no block before the first.
+    let mut align = align();
+    align.submit(write(1, 0, 2048, 0xaa));
+    align.submit(Request {
+        id: 2,
+        op: Op::WriteZeroes {
+            offset_bytes: 0,
+            len_bytes: 704,
+            may_unmap: true,
+            fast_only: false,
+            fua: true,
+        },
+    });
+    assert!(run(&mut align).iter().all(|c| c.result == Ok(Output::Done)));
+    assert_eq!(align.device.bytes[..704], [0; 704]);
+    assert_eq!(align.device.bytes[704..2048], [0xaa; 1344]);
+}
+
+#[test]
 fn a_failed_read_fails_the_write_and_frees_the_range() {
     let mut align = align();
     align.device.fail_next(Error::Medium);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use berth_api::types::Identity;
 use berth_api::{Code, Error};
 use berth_iscsi::scsi::Cdb;
-use berth_iscsi::session::{TaskManagement, Transfer};
+use berth_iscsi::session::{TaskManagement, TaskOutcome, Transfer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -472,8 +472,7 @@ impl LocalVolume {
         if let Some(port) = context.lun.port() {
             if context.lun.profile().write_cache {
                 // A client that did not flush has no claim to it, but it costs little.
-                let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
-                let _ = tokio::time::timeout_at(deadline, flush).await;
+                let _ = tokio::time::timeout_at(deadline, flush_last(&port)).await;
             }
             if leave == Leave::Detach {
                 context.release(&port, deadline).await;
@@ -510,6 +509,20 @@ impl Drop for LocalVolume {
     fn drop(&mut self) {
         // The keeper holds the context, which would outlive everything else.
         self.keeper.abort();
+    }
+}
+
+/// Tries of the last flush: a target may have a unit attention queued for each reason there is, and the
+/// command that is told of one is not carried out.
+const FLUSH_TRIES: usize = 16;
+
+async fn flush_last(port: &Port) {
+    for _ in 0..FLUSH_TRIES {
+        let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
+        match flush.await {
+            Ok(TaskOutcome::Completed { status: 0, .. }) | Err(_) => return,
+            Ok(_) => {}
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Bring-up: finds out what a logical unit is and can do.
 //!
 //! Only INQUIRY and capacity must succeed. Whatever else a target refuses is left out, and the
-//! cautious answer is taken: writable, with a write cache, without thin provisioning.
+//! cautious answer is taken: writable, with a write cache, without thin provisioning. No answer is no
+//! refusal: when the session is lost half-way, or a command is not answered in time, nothing was found out.
 
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ struct Refused {
     error: Error,
     /// 5/25/00: the LUN is not there.
     no_lun: bool,
+    /// The unit itself has said no; if not, it was not heard.
+    answered: bool,
 }
 
 impl Refused {
@@ -83,12 +86,25 @@ impl Refused {
     }
 }
 
+/// What came of a command that a unit may refuse: `None` when it did.
+fn unless_refused<T>(
+    result: Result<T, Refused>,
+    command: &'static str,
+) -> Result<Option<T>, ProbeError> {
+    match result {
+        Ok(answer) => Ok(Some(answer)),
+        Err(refused) if refused.answered => Ok(None),
+        Err(refused) => Err(refused.of(command)),
+    }
+}
+
 /// Sends a command, again after unit attentions and while the unit is busy.
 async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refused> {
     let refused = |detail: String, error| Refused {
         detail,
         error,
         no_lun: false,
+        answered: false,
     };
     let mut attentions = 0;
     let mut waited = Duration::ZERO;
@@ -110,7 +126,12 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
                 status: 0, data, ..
             } => return Ok(data),
             TaskOutcome::Completed { status, sense, .. } => (ScsiStatus(status), sense),
-            other => return Err(refused(format!("{other:?}"), Error::Unavailable)),
+            other => {
+                return Err(Refused {
+                    answered: matches!(other, TaskOutcome::DataMismatch { .. }),
+                    ..refused(format!("{other:?}"), Error::Unavailable)
+                });
+            }
         };
         let verdict = match status {
             ScsiStatus::CHECK_CONDITION => match Sense::parse(&sense) {
@@ -148,10 +169,18 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
                 waited += PAUSE;
             }
             _ => {
+                let passes = matches!(
+                    verdict,
+                    Verdict::Retry
+                        | Verdict::RetryOnce(_)
+                        | Verdict::RetryFor { .. }
+                        | Verdict::DropSession
+                );
                 return Err(Refused {
                     detail,
                     error: Error::Unavailable,
                     no_lun,
+                    answered: !passes,
                 });
             }
         }
@@ -202,15 +231,15 @@ impl Access {
 /// When it is not there, is not a usable disk, or a command that must succeed fails.
 pub async fn probe(port: &Port) -> Result<Found, ProbeError> {
     let inquiry = inquiry(port).await?;
-    let supported = vpd(port, 0, SupportedPages::parse).await;
+    let supported = vpd(port, 0, SupportedPages::parse).await?;
     let has = |page| supported.as_ref().is_some_and(|pages| pages.contains(page));
     let page83 = if has(0x83) {
-        vpd(port, 0x83, DeviceIdentification::parse).await
+        vpd(port, 0x83, DeviceIdentification::parse).await?
     } else {
         None
     };
     let serial = if has(0x80) {
-        vpd(port, 0x80, UnitSerialNumber::parse).await
+        vpd(port, 0x80, UnitSerialNumber::parse).await?
     } else {
         None
     };
@@ -222,22 +251,22 @@ pub async fn probe(port: &Port) -> Result<Found, ProbeError> {
         .map_err(|r| r.of("TEST UNIT READY"))?;
     let (capacity, sixteen) = capacity(port).await?;
     let limits = if has(0xb0) {
-        vpd(port, 0xb0, BlockLimits::parse).await
+        vpd(port, 0xb0, BlockLimits::parse).await?
     } else {
         None
     };
     let character = if has(0xb1) {
-        vpd(port, 0xb1, BlockCharacteristics::parse).await
+        vpd(port, 0xb1, BlockCharacteristics::parse).await?
     } else {
         None
     };
     let thin = if has(0xb2) {
-        vpd(port, 0xb2, LogicalBlockProvisioning::parse).await
+        vpd(port, 0xb2, LogicalBlockProvisioning::parse).await?
     } else {
         None
     };
-    let mode = mode(port).await;
-    let access = access(port, &inquiry, page83.as_ref()).await;
+    let mode = mode(port).await?;
+    let access = access(port, &inquiry, page83.as_ref()).await?;
     let profile = Profile {
         identity: Identity::choose(page83.as_ref(), serial.as_deref()),
         vendor: inquiry.vendor_text(),
@@ -275,30 +304,37 @@ pub async fn probe(port: &Port) -> Result<Found, ProbeError> {
 }
 
 /// The access state of this path's port group. A unit that does not tell is taken for active: I/O will tell.
-async fn access(port: &Port, inquiry: &Inquiry, page83: Option<&DeviceIdentification>) -> Access {
+async fn access(
+    port: &Port,
+    inquiry: &Inquiry,
+    page83: Option<&DeviceIdentification>,
+) -> Result<Access, ProbeError> {
     let (false, Some(page83)) = (inquiry.tpgs == Tpgs::None, page83) else {
-        return Access::SYMMETRIC;
+        return Ok(Access::SYMMETRIC);
     };
-    let report = match port_groups(port, true).await {
+    let report = match port_groups(port, true).await? {
         Some(report) => Some(report),
         // Older units refuse the extended header (5/24/00).
-        None => port_groups(port, false).await,
+        None => port_groups(port, false).await?,
     };
-    match report.as_ref().and_then(|report| report.of_path(page83)) {
-        Some(found) => Access {
-            group: Some(found.id),
-            state: found.state,
-            preferred: found.preferred,
-            preference: found.preference(),
+    Ok(
+        match report.as_ref().and_then(|report| report.of_path(page83)) {
+            Some(found) => Access {
+                group: Some(found.id),
+                state: found.state,
+                preferred: found.preferred,
+                preference: found.preference(),
+            },
+            None => Access::SYMMETRIC,
         },
-        None => Access::SYMMETRIC,
-    }
+    )
 }
 
-async fn port_groups(port: &Port, extended: bool) -> Option<TargetPortGroups> {
+async fn port_groups(port: &Port, extended: bool) -> Result<Option<TargetPortGroups>, ProbeError> {
     let cdb = Cdb::report_target_port_groups(extended, PORT_GROUPS_BYTES);
-    let data = command(port, cdb, PORT_GROUPS_BYTES).await.ok()?;
-    TargetPortGroups::parse(&data.to_bytes()).ok()
+    let data = command(port, cdb, PORT_GROUPS_BYTES).await;
+    let data = unless_refused(data, "REPORT TARGET PORT GROUPS")?;
+    Ok(data.and_then(|data| TargetPortGroups::parse(&data.to_bytes()).ok()))
 }
 
 async fn inquiry(port: &Port) -> Result<Inquiry, ProbeError> {
@@ -325,19 +361,21 @@ async fn inquiry(port: &Port) -> Result<Inquiry, ProbeError> {
 }
 
 /// A VPD page; `None` when the unit refuses it or sends something else.
-async fn vpd<T, E>(port: &Port, page: u8, parse: impl FnOnce(&[u8]) -> Result<T, E>) -> Option<T> {
-    let data = command(port, Cdb::inquiry_vpd(page, VPD_BYTES), VPD_BYTES.into())
-        .await
-        .ok()?;
-    parse(&data.to_bytes()).ok()
+async fn vpd<T, E>(
+    port: &Port,
+    page: u8,
+    parse: impl FnOnce(&[u8]) -> Result<T, E>,
+) -> Result<Option<T>, ProbeError> {
+    let data = command(port, Cdb::inquiry_vpd(page, VPD_BYTES), VPD_BYTES.into()).await;
+    let data = unless_refused(data, "INQUIRY for a VPD page")?;
+    Ok(data.and_then(|data| parse(&data.to_bytes()).ok()))
 }
 
 /// The capacity, and whether the sixteen-byte form told it.
 async fn capacity(port: &Port) -> Result<(Capacity, bool), ProbeError> {
     let cdb = Cdb::read_capacity16(CAPACITY16_BYTES);
     let long = command(port, cdb, CAPACITY16_BYTES).await;
-    let long = long
-        .ok()
+    let long = unless_refused(long, "READ CAPACITY (16)")?
         .and_then(|data| Capacity::parse16(&data.to_bytes()).ok());
     let (capacity, sixteen) = match long {
         Some(capacity) => (capacity, true),
@@ -386,24 +424,23 @@ struct Mode {
 }
 
 /// Write protection, cache and FUA. A unit that says nothing is taken for writable with a cache.
-async fn mode(port: &Port) -> Mode {
+async fn mode(port: &Port) -> Result<Mode, ProbeError> {
     let read = |page| async move {
-        let data = command(port, Cdb::mode_sense6(page, MODE_BYTES), MODE_BYTES.into())
-            .await
-            .ok()?;
-        ModeParameters::parse(ModeHeader::Six, &data.to_bytes()).ok()
+        let data = command(port, Cdb::mode_sense6(page, MODE_BYTES), MODE_BYTES.into()).await;
+        let data = unless_refused(data, "MODE SENSE")?;
+        Ok(data.and_then(|data| ModeParameters::parse(ModeHeader::Six, &data.to_bytes()).ok()))
     };
-    let caching = match read(CachingPage::PAGE).await {
+    let caching = match read(CachingPage::PAGE).await? {
         Some(parameters) if parameters.caching().is_some() => Some(parameters),
         // Page 3Fh asks for all pages.
-        first => read(0x3f).await.or(first),
+        first => read(0x3f).await?.or(first),
     };
-    Mode {
+    Ok(Mode {
         write_protected: caching.as_ref().is_some_and(|p| p.write_protected),
         write_cache: caching
             .as_ref()
             .and_then(ModeParameters::caching)
             .is_none_or(|c| c.write_cache),
         fua: caching.as_ref().is_some_and(|p| p.dpo_fua),
-    }
+    })
 }

@@ -129,7 +129,9 @@ pub(super) fn judge(outcome: &TaskOutcome, history: History) -> Judgement {
                 notice: Some(format!(
                     "{moved_bytes} bytes moved of {expected_bytes} with GOOD"
                 )),
-                ..Decision::Fail(Error::Medium).into()
+                // Data that went missing on the way comes with the next try; a target that always keeps it
+                // back is not believed.
+                ..history.again(Error::Medium).into()
             };
         }
         // Refused before it was executed; only a digest error or lack of resources lets it pass later.
@@ -270,6 +272,28 @@ mod tests {
             let decision = judge(&completed(status, &[]), History::default()).decision;
             assert_ne!(decision, Decision::Done, "{status:#x}");
         }
+    }
+
+    #[test]
+    fn what_did_not_move_whole_is_tried_again_and_never_believed() {
+        // Found by the simulation (seed 875): one Data-In that was lost made the read fail.
+        let outcome = TaskOutcome::DataMismatch {
+            expected_bytes: 512,
+            moved_bytes: 0,
+            residual: Residual::None,
+        };
+        let decide = |retries| {
+            judge(
+                &outcome,
+                History {
+                    retries,
+                    ..History::default()
+                },
+            )
+            .decision
+        };
+        assert_eq!(decide(0), Decision::Retry);
+        assert_eq!(decide(RETRIES_MAX), Decision::Fail(Error::Medium));
     }
 
     #[test]
