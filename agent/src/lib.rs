@@ -19,3 +19,6 @@ pub mod service;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod volume;
+
+/// Planted bugs, for tests only; under a name that says nothing of a protocol.
+use berth_iscsi::mutation;

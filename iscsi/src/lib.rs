@@ -10,6 +10,7 @@
 pub mod discovery;
 pub mod error;
 pub mod login;
+pub mod mutation;
 pub mod name;
 #[cfg(feature = "tokio")]
 pub mod net;

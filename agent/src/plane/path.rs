@@ -15,6 +15,7 @@ use std::time::Duration;
 use berth_api::Error;
 use berth_api::types::PathState;
 use berth_iscsi::error::{Error as IscsiError, Waiting};
+use berth_iscsi::mutation::{Mutation, is_planted};
 use berth_iscsi::scsi::alua::AccessState;
 use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::CloseReason;
@@ -213,9 +214,9 @@ impl PathTask {
     fn accept(&self, found: &Found) -> Result<(), Refused> {
         let lun = &self.volume.lun;
         let known = lun.profile();
-        if found.profile.identity != known.identity
-            || found.profile.block_bytes != known.block_bytes
-        {
+        let is_another = found.profile.identity != known.identity
+            || found.profile.block_bytes != known.block_bytes;
+        if is_another && !is_planted(Mutation::SkipIdentityCheck) {
             tracing::error!(
                 volume = self.volume.spec.name, portal = %self.spec.portal, was = ?known.identity,
                 is = ?found.profile.identity, "the LUN is another unit: nothing is sent to it"
@@ -503,7 +504,7 @@ pub(super) fn is_expected(
     expected: Option<&crate::volume::intent::KnownIdentity>,
     profile: &Profile,
 ) -> bool {
-    let Some(expected) = expected else {
+    let Some(expected) = expected.filter(|_| !is_planted(Mutation::SkipIdentityCheck)) else {
         return true;
     };
     let designator = profile.identity.as_ref().map(|identity| identity.as_str());

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::api::{AbortCause, Command, TaskOutcome, Transfer};
 use super::gather::Gather;
 use crate::error::{Error, Misbehaviour};
+use crate::mutation::{Mutation, is_planted};
 use crate::pdu::{DataIn, R2t, Residual, ScsiResponse};
 use crate::types::{Cid, CmdSn, Itt, Lun, Ttt};
 
@@ -201,12 +202,17 @@ impl Task {
                 itt,
             }));
         }
-        if pdu.data_sn != self.next_data_sn {
+        let gaps_pass = is_planted(Mutation::IgnoreDataSn);
+        if pdu.data_sn != self.next_data_sn && !gaps_pass {
             return Err(Error::TargetMisbehaved(Misbehaviour::DataSnGap {
                 itt,
                 expected: self.next_data_sn,
                 got: pdu.data_sn,
             }));
+        }
+        if gaps_pass && pdu.buffer_offset_bytes > self.received_bytes() {
+            let gap = pdu.buffer_offset_bytes - self.received_bytes();
+            self.received.append(Payload::from(vec![0; gap as usize]));
         }
         let have = self.received_bytes();
         let end = u64::from(pdu.buffer_offset_bytes) + pdu.data.len() as u64;
@@ -310,7 +316,8 @@ impl Task {
         residual: Residual,
     ) -> TaskOutcome {
         let good = matches!(status, GOOD | CONDITION_MET);
-        if good && !self.adds_up(residual) {
+        let short_passes = is_planted(Mutation::AcceptShortRead) && self.is_read();
+        if good && !self.adds_up(residual) && !short_passes {
             return TaskOutcome::DataMismatch {
                 expected_bytes: self.expected_bytes,
                 moved_bytes: if self.is_write() {

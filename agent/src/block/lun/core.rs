@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::Instant;
 
+use berth_iscsi::mutation::{Mutation, is_planted};
 use slab::Slab;
 
 use super::job::{Job, RangeKind, Rest, Step};
@@ -121,7 +122,7 @@ impl Core {
                 data,
                 fua,
             } => {
-                let fua = fua && self.profile.write_cache;
+                let fua = fua && self.profile.write_cache && !is_planted(Mutation::DropFua);
                 let step = Step::Write {
                     lba: offset_bytes / block,
                     blocks: blocks(data.len() as u64),
@@ -192,7 +193,7 @@ impl Core {
     }
 
     fn submit_flush(&mut self, id: RequestId) {
-        if !self.profile.write_cache {
+        if !self.profile.write_cache || is_planted(Mutation::DropFlush) {
             return self.answer(id, Ok(Output::Done));
         }
         self.flush.next.push(id);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use berth_iscsi::mutation::{Mutation, is_planted};
 use berth_iscsi::scsi::provisioning::{LbaStatusList, Provisioning};
 use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::TaskOutcome;
@@ -31,6 +32,11 @@ impl Core {
                     let took = now.saturating_duration_since(sent_at);
                     self.paths.note_success(path, len_bytes, now, took);
                 }
+                return self.on_success(slot, data);
+            }
+            TaskOutcome::Completed {
+                status: 0x18, data, ..
+            } if is_planted(Mutation::ConflictIsSuccess) && job.step.changes_data() => {
                 return self.on_success(slot, data);
             }
             other => other,

@@ -12,6 +12,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use berth_iscsi::mutation::{Mutation, is_planted};
 use berth_iscsi::scsi::sense::Refresh;
 
 use super::core::Core;
@@ -107,7 +108,13 @@ impl Core {
             return self.finish(slot, Err(error));
         }
         let job = &self.jobs[slot];
-        if sent && job.step.changes_data() {
+        if is_planted(Mutation::LoseRequeued) && slot % 4 == 3 {
+            return;
+        }
+        if is_planted(Mutation::SuccessOnLoss) && sent && job.step.changes_data() {
+            return self.finish(slot, Ok(Output::Done));
+        }
+        if sent && job.step.changes_data() && !is_planted(Mutation::ResendAtOnce) {
             self.ghosts.push((path, slot));
             self.counters.ghosts += 1;
         } else {
@@ -135,6 +142,9 @@ impl Core {
         }
         it.wake();
         self.counters.sessions_lost += lost;
+        if is_planted(Mutation::StaleAtOnce) {
+            self.lay_ghosts(path);
+        }
         self.note_paths_changed();
         if self.outage.given_up {
             // What this session gave back must not wait for a timeout that is over already.
@@ -144,6 +154,9 @@ impl Core {
 
     /// An earlier daemon may have left a session on the path.
     pub(super) fn haunt_anywhere(&mut self, path: usize) {
+        if is_planted(Mutation::IgnoreUnclean) {
+            return;
+        }
         self.paths.get_mut(path).haunt = Some(Haunt {
             since: now(),
             anywhere: true,
@@ -264,7 +277,9 @@ impl Core {
     fn bury_ghosts(&mut self, error: Error) {
         for (path, slot) in std::mem::take(&mut self.ghosts) {
             let (start, end) = self.jobs[slot].step.range();
-            self.tombs.push(Tomb { path, start, end });
+            if !is_planted(Mutation::ForgetTombs) {
+                self.tombs.push(Tomb { path, start, end });
+            }
             self.counters.timed_out += 1;
             self.finish(slot, Err(error));
         }

@@ -11,6 +11,7 @@ pub mod negotiate;
 pub mod replies;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -20,6 +21,7 @@ use berth_iobuf::{Payload, ReceiveBuffer, SendQueue};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::net::UnixStream;
 
+use super::connection::ByteStream;
 use super::handshake::ReplyMode;
 use super::uri::Uri;
 use super::wire::option::{OptionType, ReplyType};
@@ -90,9 +92,8 @@ pub struct Completed {
 }
 
 /// One connection to an export.
-#[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Box<dyn ByteStream>,
     input: ReceiveBuffer,
     out: SendQueue,
     replies: Replies,
@@ -110,13 +111,22 @@ impl Connection {
         let mut input = ReceiveBuffer::new();
         let facts = negotiate::go(&mut stream, &mut input, &uri.export, wishes).await?;
         Ok(Self {
-            stream,
             input,
+            ..Self::over(Box::new(stream), facts)
+        })
+    }
+
+    /// A connection over a stream that both ends know everything about: nothing is negotiated.
+    #[must_use]
+    pub fn over(stream: Box<dyn ByteStream>, facts: ExportFacts) -> Self {
+        Self {
+            stream,
+            input: ReceiveBuffer::new(),
             out: SendQueue::new(),
             replies: Replies::new(facts.mode),
             facts,
             done: VecDeque::new(),
-        })
+        }
     }
 
     /// What the server told about the export.
@@ -375,6 +385,15 @@ impl Connection {
 pub async fn list(uri: &Uri) -> Result<Vec<super::export::ExportSummary>, ClientError> {
     let mut stream = open(uri).await?;
     negotiate::list(&mut stream, &mut ReceiveBuffer::new()).await
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("facts", &self.facts)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
 }
 
 async fn open(uri: &Uri) -> Result<UnixStream, ClientError> {
