@@ -6,6 +6,7 @@
 //! - [`net`]: a network of our own between the two, and what can go wrong with it.
 //! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
 //! - [`programs`]: where the programs under test come from.
+//! - [`simulation`]: everything in one thread under one clock, from a seed.
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
 pub mod berthd;
@@ -18,6 +19,8 @@ pub mod prober;
 pub mod process;
 pub mod programs;
 pub mod raw_nbd;
+#[path = "../simulation/mod.rs"]
+pub mod simulation;
 pub mod tool;
 
 pub use berthd::Berthd;
