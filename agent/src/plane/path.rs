@@ -343,6 +343,7 @@ impl PathTask {
                     let error =
                         failure::from_probe(error, self.volume.spec.lun, &self.volume.spec.target);
                     if in_doubt {
+                        self.volume.lun.path_unusable(self.id);
                         self.volume
                             .board
                             .set(self.spec.index, PathState::Down, Some(error));

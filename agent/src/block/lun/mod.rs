@@ -200,6 +200,11 @@ impl LunControl {
         self.core.borrow_mut().on_examined(path.0, preference);
     }
 
+    /// The path's facts could not be read: it takes no I/O until they were.
+    pub fn path_unusable(&self, path: PathId) {
+        self.core.borrow_mut().on_unusable(path.0);
+    }
+
     /// Takes no more I/O on the path; what is in flight there goes on. The end of its session is no loss.
     pub fn path_quiesce(&self, path: PathId) {
         let core = &mut *self.core.borrow_mut();

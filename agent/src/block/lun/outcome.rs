@@ -83,6 +83,7 @@ impl Core {
                 let it = self.paths.get_mut(path);
                 it.drop_session = true;
                 it.in_doubt = true;
+                it.preference = None;
                 it.wake();
                 self.note_paths_changed();
                 self.send(slot);
@@ -119,6 +120,7 @@ impl Core {
         it.counters.switched_away += 1;
         it.refresh = it.refresh.and(Refresh::PORT_GROUPS).and(Refresh::LUNS);
         it.in_doubt = true;
+        it.preference = None;
         it.wake();
         self.note_paths_changed();
     }

@@ -165,8 +165,11 @@ impl PathSet {
         self.paths.iter().enumerate().filter(|(_, p)| !p.removed)
     }
 
-    pub(super) fn any_usable(&self) -> bool {
-        self.paths.iter().any(Path::is_usable)
+    /// Whether a path takes I/O, or will as soon as it was looked at.
+    pub(super) fn any_serves(&self) -> bool {
+        self.paths
+            .iter()
+            .any(|path| path.port.is_some() && path.preference.is_some())
     }
 
     /// Whether commands of a daemon before this one may still be carried out.

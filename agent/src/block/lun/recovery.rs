@@ -213,6 +213,12 @@ impl Core {
         self.send_backlog();
     }
 
+    /// The path was looked at and its unit takes no I/O there at present.
+    pub(super) fn on_unusable(&mut self, path: usize) {
+        self.paths.get_mut(path).preference = None;
+        self.note_paths_changed();
+    }
+
     pub(super) fn remove_path(&mut self, path: usize) {
         if self.paths.get(path).port.is_some() {
             self.on_path_down(path);
@@ -228,7 +234,7 @@ impl Core {
 
     /// Begins or ends the time without a path.
     pub(super) fn note_paths_changed(&mut self) {
-        match (self.paths.any_usable(), self.outage.since) {
+        match (self.paths.any_serves(), self.outage.since) {
             (true, Some(since)) => {
                 let ms = u64::try_from((now() - since).as_millis()).unwrap_or(u64::MAX);
                 self.counters.longest_outage_ms = self.counters.longest_outage_ms.max(ms);

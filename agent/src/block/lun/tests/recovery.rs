@@ -235,6 +235,30 @@ async fn without_patience_io_fails_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_unit_that_is_looked_at_again_is_no_outage() {
+    // Old bug (found by simulation): with a recovery timeout of 0 every unit attention failed I/O.
+    let options = LunOptions {
+        recovery_timeout: Some(Duration::ZERO),
+        ..LunOptions::default()
+    };
+    let mut rig = Rig::new(1, options);
+    rig.write_at(1, 0);
+    rig.scripts[0].check(6, 0x29, 0x00);
+    assert_eq!(rig.answers(), []);
+    assert!(rig.opcodes(0).is_empty());
+    assert_eq!(rig.control.health(), Health::Up);
+    rig.control.path_examined(rig.paths[0], Some(1));
+    rig.scripts[0].good();
+    assert_eq!(rig.answers(), [(1, Ok(()))]);
+    rig.write_at(2, 0);
+    rig.control.path_unusable(rig.paths[0]);
+    rig.scripts[0].good();
+    assert_eq!(rig.answers(), [(2, Ok(()))], "it was under way");
+    rig.write_at(3, 0);
+    assert_eq!(rig.answers(), [(3, Err(Error::Unavailable))]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_recovery_timeout_can_be_changed_while_io_waits() {
     let mut rig = Rig::new(1, LunOptions::default());
     rig.scripts[0].lose(true);
