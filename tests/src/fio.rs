@@ -16,8 +16,11 @@ const JOBS: [(&str, &str); 4] = [
     // All of it is written, then all of it is read: what a late write has spoiled meanwhile shows.
     ("random", "rw=randwrite"),
     ("synced", "rw=randwrite\nfsync=16"),
-    // Blocks are read soon after they were written.
-    ("mixed", "rw=randrw\nrwmixread=30\nverify_backlog=32"),
+    // Blocks are read soon after they were written, and prove themselves by their checksums.
+    (
+        "mixed",
+        "rw=randrw\nrwmixread=30\nverify=crc32c\nverify_backlog=32",
+    ),
     ("sequential", "rw=write\nbs=128k\niodepth=2"),
 ];
 
@@ -26,7 +29,8 @@ const JOBS: [(&str, &str); 4] = [
 pub struct Verify {
     /// What to write to.
     pub nbd_uri: String,
-    /// Contents and order depend on it: with another one in each pass, data of the pass before is recognised as wrong.
+    /// Order and contents depend on it: every block is filled with its offset and this number, so that old data is
+    /// recognised as wrong. (A checksum would not do: fio takes what an earlier pass has written for right.)
     pub seed: u64,
     /// Of each job.
     pub area_bytes: u64,
@@ -118,7 +122,7 @@ impl Verify {
             "[global]\nioengine=nbd\nuri={nbd_uri}\nthread\niodepth=8\nsize={area_bytes}\n\
              bssplit=4k/50:12k/20:64k/20:256k/10\nrandseed={seed}\n\
              rate={read_rate_bytes},{write_rate_bytes}\n\
-             verify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\nerror_dump=1\n"
+             verify=pattern\nverify_pattern=%o\"pass-{seed}\"\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\nerror_dump=1\n"
         );
         for (number, (name, lines)) in (0_u64..).zip(JOBS) {
             let offset = number * area_bytes;
