@@ -126,6 +126,11 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
                 status: 0, data, ..
             } => return Ok(data),
             TaskOutcome::Completed { status, sense, .. } => (ScsiStatus(status), sense),
+            // Lost on the way, most likely; a unit that always answers so has said all that it will.
+            TaskOutcome::DataMismatch { .. } if attentions < ATTENTIONS_MAX => {
+                attentions += 1;
+                continue;
+            }
             other => {
                 return Err(Refused {
                     answered: matches!(other, TaskOutcome::DataMismatch { .. }),
