@@ -248,6 +248,9 @@ async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume
 
 /// The checks before a volume takes its first I/O: is it the unit that it was, may we write to it.
 async fn admit(spec: &VolumeSpec, opened: &Opened) -> Result<(), Error> {
+    if spec.expected_identity.is_some() && opened.found.profile.identity.is_none() {
+        return Err(failure::identity_unknown(&spec.target));
+    }
     if !is_expected(spec.expected_identity.as_ref(), &opened.found.profile) {
         return Err(failure::identity_changed(&spec.target));
     }

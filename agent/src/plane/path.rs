@@ -214,6 +214,12 @@ impl PathTask {
     fn accept(&self, found: &Found) -> Result<(), Refused> {
         let lun = &self.volume.lun;
         let known = lun.profile();
+        if known.identity.is_some() && found.profile.identity.is_none() {
+            // It does not say that it is another unit; and nothing is sent before it says that it is this one.
+            return Err(Refused::Passing(failure::identity_unknown(
+                &self.volume.spec.target,
+            )));
+        }
         let is_another = found.profile.identity != known.identity
             || found.profile.block_bytes != known.block_bytes;
         if is_another && !is_planted(Mutation::SkipIdentityCheck) {
@@ -322,11 +328,16 @@ impl PathTask {
         }
         let mut backoff = Backoff::new(EXAMINE_FIRST, EXAMINE_MAX, u64::from(self.spec.index));
         for _ in 0..EXAMINE_TRIES {
-            match probe::probe(port).await {
-                Ok(found) => {
-                    if let Err(Refused::Final(error)) = self.accept(&found) {
-                        return Next::Leave(Left::Failed(error));
-                    }
+            let found = probe::probe(port).await.map_err(|error| {
+                failure::from_probe(error, self.volume.spec.lun, &self.volume.spec.target)
+            });
+            let accepted = found.and_then(|found| match self.accept(&found) {
+                Ok(()) => Ok(Ok(found)),
+                Err(Refused::Passing(error)) => Err(error),
+                Err(Refused::Final(error)) => Ok(Err(error)),
+            });
+            match accepted {
+                Ok(Ok(found)) => {
                     self.live.access.set(Some(found.access));
                     self.volume
                         .lun
@@ -335,13 +346,12 @@ impl PathTask {
                     self.show(&found.access);
                     return Next::Wait;
                 }
+                Ok(Err(error)) => return Next::Leave(Left::Failed(error)),
                 Err(error) => {
                     tracing::warn!(
-                        volume = self.volume.spec.name, portal = %self.spec.portal, %error,
-                        "the unit's facts cannot be read"
+                        volume = self.volume.spec.name, portal = %self.spec.portal,
+                        error = error.detail(), "the unit's facts cannot be read"
                     );
-                    let error =
-                        failure::from_probe(error, self.volume.spec.lun, &self.volume.spec.target);
                     if in_doubt {
                         self.volume.lun.path_unusable(self.id);
                         self.volume

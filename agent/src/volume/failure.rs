@@ -127,6 +127,15 @@ pub(crate) fn identity_changed(target: &str) -> Error {
     Error::new(Code::IdentityMismatch, detail)
 }
 
+/// The LUN does not say which unit it is, and did before.
+pub(crate) fn identity_unknown(target: &str) -> Error {
+    let detail = format!(
+        "the LUN of target {target} does not say at present which unit it is (VPD pages 80h and 83h), and it did \
+         before; nothing is sent to it until it does"
+    );
+    Error::new(Code::TargetUnreachable, detail)
+}
+
 /// The session was lost.
 pub(crate) fn lost(detail: impl std::fmt::Display) -> Error {
     Error::new(
