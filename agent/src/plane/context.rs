@@ -5,17 +5,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use berth_api::Error;
-use berth_iscsi::name::Portal;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::board::Board;
 use super::path::{Live, Orders};
-use super::session::Session;
+use super::session::{Old, Session};
 use super::spec::{PathSpec, PathView, RecoveryCounters, VolumeSpec};
 use super::volume::{Shared, Snapshot};
 use crate::block::hub::DynHub;
-use crate::block::lun::{LunControl, PathId, Port, Profile, reservation};
+use crate::block::lun::reservation::FenceError;
+use crate::block::lun::{LunControl, PathId, Profile, reservation};
 
 /// A volume, as its paths and its keeper see it.
 pub(super) struct Context {
@@ -83,23 +83,23 @@ impl Context {
         })
     }
 
-    /// Portals of the same group as a path's, through which its old session can be ended too; those that
-    /// work come first.
-    pub(super) fn detours(&self, path: &PathSpec) -> Vec<Portal> {
+    /// What a login on the path has to do about the session before it.
+    pub(super) fn old_session(&self, path: &PathSpec) -> Old {
         let paths = self.board.paths();
-        let group = paths
-            .iter()
-            .find(|other| other.index == path.index)
-            .and_then(|own| own.portal_group);
-        if group.is_none() {
-            return Vec::new();
-        }
+        let own = paths.iter().find(|other| other.index == path.index);
+        let Some(group) = own.and_then(|own| own.portal_group) else {
+            return Old::default();
+        };
         let mut others: Vec<_> = paths
             .into_iter()
-            .filter(|other| other.index != path.index && other.portal_group == group)
+            .filter(|other| other.index != path.index && other.portal_group == Some(group))
             .collect();
+        // Those that work come first.
         others.sort_by_key(|other| (other.state != berth_api::types::PathState::Up, other.index));
-        others.into_iter().map(|other| other.portal).collect()
+        Old {
+            group: Some(group),
+            detours: others.into_iter().map(|other| other.portal).collect(),
+        }
     }
 
     /// Takes over facts about the unit.
@@ -139,22 +139,37 @@ impl Context {
         self.over.notify_one();
     }
 
-    /// Gives the reservation back through a path, by the deadline or not at all.
-    pub(super) async fn release(&self, port: &Port, deadline: Instant) {
+    /// Gives the reservation back, by the deadline or not at all.
+    pub(super) async fn release(&self, deadline: Instant) {
         let Some(fence) = self.spec.fence else {
             return;
         };
-        let release = reservation::release(port, fence.key);
-        match tokio::time::timeout_at(deadline, release).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(
-                volume = self.spec.name, %error, "the reservation was not given back"
-            ),
-            Err(_) => tracing::warn!(
-                volume = self.spec.name,
-                "the reservation was not given back in time"
-            ),
+        // A path that is lost meanwhile is followed by the next one.
+        while let Some(port) = self.lun.port() {
+            let release = reservation::release(&*port, fence.key);
+            match tokio::time::timeout_at(deadline, release).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error @ FenceError::Lost { .. })) if port.is_closed() => {
+                    tracing::debug!(volume = self.spec.name, %error, "the reservation is still held");
+                    self.hub.borrow_mut().pump();
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        volume = self.spec.name, %error, "the reservation was not given back"
+                    );
+                    return;
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        volume = self.spec.name,
+                        "the reservation was not given back in time"
+                    );
+                    return;
+                }
+            }
         }
+        // No path yet, or none any more: one that still gets its session does it.
+        self.give_back.set(true);
     }
 
     /// Keeps what a session had counted.

@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use berth_api::types::Identity;
 use berth_api::{Code, Error};
-use berth_iscsi::scsi::Cdb;
-use berth_iscsi::session::{TaskManagement, TaskOutcome, Transfer};
+use berth_iscsi::session::TaskManagement;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -24,7 +23,7 @@ use tokio::time::Instant;
 use super::context::{Context, PathHandle};
 use super::keeper;
 use super::path::{FirstAttempt, Live, Orders, PathTask, is_expected};
-use super::session::{self, Attempt, Opened};
+use super::session::{self, Attempt, Old, Opened};
 use super::spec::{Leave, PathSpec, Reconfigure, VolumeSpec};
 use super::volume::{Ended, InUse, Ready, Shared, VolumeCommand};
 use crate::block::align::Align;
@@ -33,7 +32,7 @@ use crate::block::hub::DynHub;
 use crate::block::lun::{Lun, LunOptions, Port, Profile, reservation};
 use crate::block::split::Split;
 use crate::block::stats::Stats;
-use crate::block::{Client, Hub};
+use crate::block::{Client, Completion, Hub, Op, Request};
 use crate::nbd;
 use crate::nbd::connection::{End, Handover, Stop};
 use crate::volume::failure;
@@ -105,13 +104,13 @@ impl FirstAttempts {
     fn start(spec: &Rc<VolumeSpec>) -> Self {
         let attempt = |(at, path): (usize, &PathSpec)| {
             let (spec, path) = (Rc::clone(spec), path.clone());
-            let detours = if spec.unclean {
-                detours_at_start(&spec, &path)
+            let old = if spec.unclean {
+                old_session_at_start(&spec, &path)
             } else {
-                Vec::new()
+                Old::default()
             };
             let future: FirstAttempt =
-                Box::pin(async move { session::open(&spec, &path, detours).await });
+                Box::pin(async move { session::open(&spec, &path, old).await });
             (at, future)
         };
         Self {
@@ -165,15 +164,18 @@ impl FirstAttempts {
     }
 }
 
-fn detours_at_start(spec: &VolumeSpec, path: &PathSpec) -> Vec<berth_iscsi::name::Portal> {
+fn old_session_at_start(spec: &VolumeSpec, path: &PathSpec) -> Old {
     let Some(group) = path.known_group else {
-        return Vec::new();
+        return Old::default();
     };
     let others = spec
         .paths
         .iter()
         .filter(|other| other.index != path.index && other.known_group == Some(group));
-    others.map(|other| other.portal.clone()).collect()
+    Old {
+        group: Some(group),
+        detours: others.map(|other| other.portal.clone()).collect(),
+    }
 }
 
 async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume, Ready), Error> {
@@ -309,7 +311,7 @@ impl LocalVolume {
         context.paths.borrow_mut().push(handle);
         let first = first.unwrap_or_else(|| {
             let (context, spec) = (Rc::clone(context), spec.clone());
-            Box::pin(async move { session::open(&context.spec, &spec, Vec::new()).await })
+            Box::pin(async move { session::open(&context.spec, &spec, Old::default()).await })
         });
         let index = spec.index;
         self.paths
@@ -472,17 +474,12 @@ impl LocalVolume {
         } else {
             deadline.max(last_words)
         };
-        if let Some(port) = context.lun.port() {
-            if context.lun.profile().write_cache {
-                // A client that did not flush has no claim to it, but it costs little.
-                let _ = tokio::time::timeout_at(deadline, flush_last(&port)).await;
-            }
-            if leave == Leave::Detach {
-                context.release(&port, deadline).await;
-            }
-        } else {
-            // No path yet, or none any more: one that still gets its session does it.
-            context.give_back.set(leave == Leave::Detach);
+        if context.lun.has_unflushed() {
+            // A client that did not flush has no claim to it, but it costs little.
+            let _ = tokio::time::timeout_at(deadline, flush_last(&context)).await;
+        }
+        if leave == Leave::Detach {
+            context.release(deadline).await;
         }
         self.stop_paths(deadline).await;
         let clean = !self.unclean;
@@ -515,17 +512,20 @@ impl Drop for LocalVolume {
     }
 }
 
-/// Tries of the last flush: a target may have a unit attention queued for each reason there is, and the
-/// command that is told of one is not carried out.
-const FLUSH_TRIES: usize = 16;
-
-async fn flush_last(port: &Port) {
-    for _ in 0..FLUSH_TRIES {
-        let flush = port.execute(Cdb::synchronize_cache10(0, 0), Transfer::None);
-        match flush.await {
-            Ok(TaskOutcome::Completed { status: 0, .. }) | Err(_) => return,
-            Ok(_) => {}
-        }
+/// Makes durable what clients wrote and did not flush; on whatever path, after whatever happens meanwhile.
+async fn flush_last(context: &Context) {
+    let client = Client::new(Rc::clone(&context.hub));
+    client.submit(Request {
+        id: 0,
+        op: Op::Flush,
+    });
+    client.pump();
+    let answer = std::future::poll_fn(|cx| client.poll_complete(cx)).await;
+    if let Some(Completion {
+        result: Err(error), ..
+    }) = answer
+    {
+        tracing::warn!(volume = context.spec.name, %error, "the last flush failed");
     }
 }
 

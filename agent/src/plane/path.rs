@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 
 use super::backoff::Backoff;
 use super::context::Context;
-use super::session::{self, Attempt, Opened, Session};
+use super::session::{self, Attempt, Old, Opened, Session};
 use super::spec::PathSpec;
 use crate::block::lun::probe::{self, Access, Found};
 use crate::block::lun::{PathId, PathNews, Port, Profile, reservation};
@@ -149,12 +149,12 @@ impl PathTask {
 
     fn attempt(&self) -> FirstAttempt {
         let (volume, spec) = (Rc::clone(&self.volume), self.spec.clone());
-        let detours = if self.volume.lun.is_haunted(self.id) {
-            self.volume.detours(&self.spec)
+        let old = if self.volume.lun.is_haunted(self.id) {
+            self.volume.old_session(&self.spec)
         } else {
-            Vec::new()
+            Old::default()
         };
-        Box::pin(async move { session::open(&volume.spec, &spec, detours).await })
+        Box::pin(async move { session::open(&volume.spec, &spec, old).await })
     }
 
     /// From an attempt to a session that may be used.
@@ -439,16 +439,9 @@ impl PathTask {
     }
 
     async fn log_out(&self, by: Instant) -> bool {
-        let port = self
-            .live
-            .session
-            .borrow()
-            .as_ref()
-            .map(|s| Rc::clone(&s.port));
-        if let Some(port) = port
-            && self.volume.give_back.take()
-        {
-            self.volume.release(&port, by).await;
+        let has_session = self.live.session.borrow().is_some();
+        if has_session && self.volume.give_back.take() {
+            self.volume.release(by).await;
         }
         self.volume.lun.path_quiesce(self.id);
         let Some(mut session) = self.live.session.take() else {

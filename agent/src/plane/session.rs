@@ -69,13 +69,23 @@ pub(super) enum Attempt {
     Failed(Error),
 }
 
-/// Logs in on the path and looks at the unit. `detours`: portals of the same group, to end the old session
-/// through when the path's own portal cannot be reached.
-pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, detours: Vec<Portal>) -> Attempt {
+/// What a login has to do besides opening a session: end the one before it, of which commands may be left at
+/// the target.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Old {
+    /// The portal group of the old session. A login that lands in another one (a redirect may lead there)
+    /// ends nothing: initiator, ISID, target and portal group make a session what it is (RFC 7143 4.4.1).
+    pub(super) group: Option<u16>,
+    /// Other portals of that group, to log in through when the path's own cannot be reached.
+    pub(super) detours: Vec<Portal>,
+}
+
+/// Logs in on the path and looks at the unit.
+pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attempt {
     let mut login = spec.login.clone();
     login.isid = path.isid;
     let portals: Vec<Portal> = std::iter::once(path.portal.clone())
-        .chain(detours)
+        .chain(old.detours)
         .collect();
     let connected = net::connect(&*spec.network, &portals, login, &spec.connect).await;
     let connected = match connected {
@@ -87,6 +97,13 @@ pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, detours: Vec<Portal
     };
     let on_the_way = connected.portal != path.portal;
     let session = Session::start(spec, path, connected);
+    let group = session.view.portal_group_tag;
+    if let Some(wanted) = old.group
+        && group != Some(wanted)
+    {
+        session.end(Instant::now() + spec.logout_timeout).await;
+        return Attempt::Failed(failure::other_group(&spec.target, wanted, group));
+    }
     if on_the_way {
         tracing::info!(
             volume = spec.name, portal = %path.portal, through = session.view.portal,

@@ -136,6 +136,17 @@ pub(crate) fn identity_unknown(target: &str) -> Error {
     Error::new(Code::TargetUnreachable, detail)
 }
 
+/// A login that was to end an old session landed in another portal group.
+pub(crate) fn other_group(target: &str, wanted: u16, is: Option<u16>) -> Error {
+    let is = is.map_or_else(|| "none".to_owned(), |is| is.to_string());
+    let detail = format!(
+        "target {target} led us to portal group {is}, where the old session of portal group {wanted} cannot be \
+         ended; its commands may still be carried out, so the path waits for its own group, or for \
+         stale_session_timeout"
+    );
+    Error::new(Code::TargetUnreachable, detail)
+}
+
 /// The session was lost.
 pub(crate) fn lost(detail: impl std::fmt::Display) -> Error {
     Error::new(

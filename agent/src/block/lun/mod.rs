@@ -314,6 +314,13 @@ impl LunControl {
         core.note_changed();
     }
 
+    /// Whether the unit's cache holds what was written and not flushed, and a flush could be sent.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        let core = self.core.borrow();
+        core.profile.write_cache && core.flush.written > core.flush.covered && core.fate.is_none()
+    }
+
     /// The unit may have lost what was written and not flushed.
     pub fn note_cache_loss(&self) {
         self.core.borrow_mut().note_cache_loss();
