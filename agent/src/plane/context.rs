@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use berth_api::Error;
+use berth_iscsi::name::Portal;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -83,8 +84,8 @@ impl Context {
         })
     }
 
-    /// What a login on the path has to do about the session before it.
-    pub(super) fn old_session(&self, path: &PathSpec) -> Old {
+    /// What a login on the path has to do about the session before it, which had `landed` there.
+    pub(super) fn old_session(&self, path: &PathSpec, landed: Option<Portal>) -> Old {
         let paths = self.board.paths();
         let own = paths.iter().find(|other| other.index == path.index);
         let Some(group) = own.and_then(|own| own.portal_group) else {
@@ -96,9 +97,13 @@ impl Context {
             .collect();
         // Those that work come first.
         others.sort_by_key(|other| (other.state != berth_api::types::PathState::Up, other.index));
+        // After a redirect the path's own portal may be of another group, which does not help.
+        let first = landed.unwrap_or_else(|| path.portal.clone());
         Old {
             group: Some(group),
-            detours: others.into_iter().map(|other| other.portal).collect(),
+            portals: std::iter::once(first)
+                .chain(others.into_iter().map(|other| other.portal))
+                .collect(),
         }
     }
 

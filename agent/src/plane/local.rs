@@ -174,7 +174,10 @@ fn old_session_at_start(spec: &VolumeSpec, path: &PathSpec) -> Old {
         .filter(|other| other.index != path.index && other.known_group == Some(group));
     Old {
         group: Some(group),
-        detours: others.map(|other| other.portal.clone()).collect(),
+        portals: std::iter::once(path)
+            .chain(others)
+            .map(|path| path.portal.clone())
+            .collect(),
     }
 }
 
@@ -474,7 +477,7 @@ impl LocalVolume {
         } else {
             deadline.max(last_words)
         };
-        if context.lun.has_unflushed() {
+        if context.lun.can_flush() {
             // A client that did not flush has no claim to it, but it costs little.
             let _ = tokio::time::timeout_at(deadline, flush_last(&context)).await;
         }

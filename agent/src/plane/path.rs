@@ -16,6 +16,7 @@ use berth_api::Error;
 use berth_api::types::PathState;
 use berth_iscsi::error::{Error as IscsiError, Waiting};
 use berth_iscsi::mutation::{Mutation, is_planted};
+use berth_iscsi::name::Portal;
 use berth_iscsi::scsi::alua::AccessState;
 use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::CloseReason;
@@ -78,6 +79,8 @@ impl Orders {
 pub(super) struct Live {
     pub(super) session: RefCell<Option<Session>>,
     pub(super) access: Cell<Option<Access>>,
+    /// Where its last session was, perhaps after a redirect.
+    pub(super) landed: RefCell<Option<Portal>>,
 }
 
 /// A path's task.
@@ -150,7 +153,8 @@ impl PathTask {
     fn attempt(&self) -> FirstAttempt {
         let (volume, spec) = (Rc::clone(&self.volume), self.spec.clone());
         let old = if self.volume.lun.is_haunted(self.id) {
-            self.volume.old_session(&self.spec)
+            let landed = self.live.landed.borrow().clone();
+            self.volume.old_session(&self.spec, landed)
         } else {
             Old::default()
         };
@@ -191,6 +195,7 @@ impl PathTask {
             return Err(refused);
         }
         session.serve(&self.volume.hub);
+        self.live.landed.replace(Some(session.landed.clone()));
         self.live.access.set(Some(found.access));
         self.volume
             .lun

@@ -48,6 +48,8 @@ pub(super) struct Session {
     reason: Rc<RefCell<Option<CloseReason>>>,
     pub(super) port: Rc<Port>,
     pub(super) view: SessionView,
+    /// Where the login was done, perhaps after a redirect.
+    pub(super) landed: Portal,
 }
 
 /// A session whose unit was looked at.
@@ -76,17 +78,19 @@ pub(super) struct Old {
     /// The portal group of the old session. A login that lands in another one (a redirect may lead there)
     /// ends nothing: initiator, ISID, target and portal group make a session what it is (RFC 7143 4.4.1).
     pub(super) group: Option<u16>,
-    /// Other portals of that group, to log in through when the path's own cannot be reached.
-    pub(super) detours: Vec<Portal>,
+    /// Where to log in, in order of preference; empty: on the path's own portal.
+    pub(super) portals: Vec<Portal>,
 }
 
 /// Logs in on the path and looks at the unit.
 pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attempt {
     let mut login = spec.login.clone();
     login.isid = path.isid;
-    let portals: Vec<Portal> = std::iter::once(path.portal.clone())
-        .chain(old.detours)
-        .collect();
+    let portals = if old.portals.is_empty() {
+        vec![path.portal.clone()]
+    } else {
+        old.portals
+    };
     let connected = net::connect(&*spec.network, &portals, login, &spec.connect).await;
     let connected = match connected {
         Ok(connected) => connected,
@@ -128,6 +132,7 @@ pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attemp
 impl Session {
     fn start(spec: &VolumeSpec, path: &PathSpec, connected: Connected) -> Self {
         let view = session_view(&connected, path);
+        let landed = connected.landed.clone();
         let sink = Rc::new(EventSink::default());
         let on_events = {
             let sink = Rc::clone(&sink);
@@ -158,6 +163,7 @@ impl Session {
             reason,
             port,
             view,
+            landed,
         }
     }
 

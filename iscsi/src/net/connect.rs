@@ -28,6 +28,8 @@ pub struct Connected {
     pub receive: ReceiveBuffer,
     /// The portal that was asked, one of the candidates.
     pub portal: Portal,
+    /// Where the login was done: that portal, or where it redirected to.
+    pub landed: Portal,
     /// The address at the other end; after a redirect, of where it led.
     pub address: SocketAddr,
     /// The portal to which the target has moved for good, if it said so; ask there next time.
@@ -142,6 +144,7 @@ impl Attempt<'_> {
                         session,
                         receive,
                         portal: asked,
+                        landed: at,
                         address,
                         moved_to,
                     });

@@ -314,11 +314,12 @@ impl LunControl {
         core.note_changed();
     }
 
-    /// Whether the unit's cache holds what was written and not flushed, and a flush could be sent.
+    /// Whether a flush does anything: the unit has a write cache, which may hold what was written before our
+    /// time too, and requests are still taken.
     #[must_use]
-    pub fn has_unflushed(&self) -> bool {
+    pub fn can_flush(&self) -> bool {
         let core = self.core.borrow();
-        core.profile.write_cache && core.flush.written > core.flush.covered && core.fate.is_none()
+        core.profile.write_cache && core.fate.is_none()
     }
 
     /// The unit may have lost what was written and not flushed.
