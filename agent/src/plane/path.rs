@@ -117,9 +117,9 @@ impl PathTask {
                 by = self.orders.stopped() => return self.stop_without_session(by).await,
             };
             let (error, wait) = match self.take_in(outcome).await {
-                Ok(session) => {
+                Ok((session, refresh)) => {
                     backoff.reset();
-                    match self.serve(session).await {
+                    match self.serve(session, refresh).await {
                         Left::Stopped(by) => return self.stop(by).await,
                         Left::Failed(error) => return self.fail(error).await,
                         Left::Lost => self.note_loss(),
@@ -161,8 +161,8 @@ impl PathTask {
         Box::pin(async move { session::open(&volume.spec, &spec, old).await })
     }
 
-    /// From an attempt to a session that may be used.
-    async fn take_in(&self, attempt: Attempt) -> Result<Session, Refused> {
+    /// From an attempt to a session that may be used, and what has to be read again on it.
+    async fn take_in(&self, attempt: Attempt) -> Result<(Session, Refresh), Refused> {
         let Opened { session, found } = match attempt {
             Attempt::Opened(opened) => *opened,
             Attempt::Detour => {
@@ -207,7 +207,9 @@ impl PathTask {
             access = %found.access.state, "path is up"
         );
         self.volume.poke_others(self.id);
-        Ok(session)
+        // The fence is joined: what a reservation kept from a stranger can be read now.
+        let withheld = found.mode_withheld && self.volume.spec.fence.is_some();
+        Ok((session, if withheld { Refresh::MODE } else { Refresh::NONE }))
     }
 
     fn reinstated(&self) {
@@ -266,10 +268,10 @@ impl PathTask {
     }
 
     /// Serves until the session is lost or the path is to end. The session stays in `live`.
-    async fn serve(&self, session: Session) -> Left {
+    async fn serve(&self, session: Session, refresh: Refresh) -> Left {
         let port = Rc::clone(&session.port);
         self.live.session.replace(Some(session));
-        let mut examine: Option<(Refresh, bool)> = None;
+        let mut examine = (!refresh.is_empty()).then_some((refresh, false));
         loop {
             let next = async {
                 match examine {

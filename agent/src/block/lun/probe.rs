@@ -4,6 +4,7 @@
 //! cautious answer is taken: writable, with a write cache, without thin provisioning. No answer is no
 //! refusal: when the session is lost half-way, or a command is not answered in time, nothing was found out.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use berth_iobuf::Payload;
@@ -148,10 +149,12 @@ async fn command(port: &Port, cdb: Cdb, read_len: u32) -> Result<Payload, Refuse
                 Err(error) => return Err(refused(format!("{status}, {error}"), Error::Medium)),
             },
             ScsiStatus::RESERVATION_CONFLICT => {
-                return Err(refused(
-                    "another initiator holds a reservation".to_owned(),
-                    Error::Fenced,
-                ));
+                // An answer: to who is not registered, a target may refuse even what only asks (SPC-4 5.13.1).
+                let detail = "another initiator holds a reservation".to_owned();
+                return Err(Refused {
+                    answered: true,
+                    ..refused(detail, Error::Fenced)
+                });
             }
             status => (Verdict::RetryFor { seconds: 60 }, status.to_string(), false),
         };
@@ -205,6 +208,9 @@ pub struct Found {
     pub access: Access,
     /// What unit attentions said meanwhile.
     pub attentions: Refresh,
+    /// A reservation kept the mode pages from us: cautious answers stand in for them until this node is
+    /// registered and looks again.
+    pub mode_withheld: bool,
 }
 
 /// How a path to a unit stands (SPC-4 5.15).
@@ -305,6 +311,7 @@ pub async fn probe(port: &Port) -> Result<Found, ProbeError> {
         profile,
         access,
         attentions: port.take_attentions(),
+        mode_withheld: mode.withheld,
     })
 }
 
@@ -426,12 +433,17 @@ struct Mode {
     write_protected: bool,
     write_cache: bool,
     fua: bool,
+    withheld: bool,
 }
 
 /// Write protection, cache and FUA. A unit that says nothing is taken for writable with a cache.
 async fn mode(port: &Port) -> Result<Mode, ProbeError> {
-    let read = |page| async move {
+    let withheld = Cell::new(false);
+    let read = async |page| {
         let data = command(port, Cdb::mode_sense6(page, MODE_BYTES), MODE_BYTES.into()).await;
+        if let Err(refused) = &data {
+            withheld.set(refused.error == Error::Fenced);
+        }
         let data = unless_refused(data, "MODE SENSE")?;
         Ok(data.and_then(|data| ModeParameters::parse(ModeHeader::Six, &data.to_bytes()).ok()))
     };
@@ -447,5 +459,6 @@ async fn mode(port: &Port) -> Result<Mode, ProbeError> {
             .and_then(ModeParameters::caching)
             .is_none_or(|c| c.write_cache),
         fua: caching.as_ref().is_some_and(|p| p.dpo_fua),
+        withheld: withheld.get(),
     })
 }

@@ -77,8 +77,8 @@ impl PersistentReservations {
             | Access::ReserveOut
             | Access::Reserve
             | Access::Release => return Ok(()),
-            Access::Read | Access::Inspect => !kind.admits_reads(),
-            Access::Write | Access::Control => true,
+            Access::Read => !kind.admits_reads(),
+            Access::Write | Access::Control | Access::Inspect => true,
         };
         if !conflicts || self.is_holder(nexus) {
             return Ok(());
