@@ -45,6 +45,7 @@ def measure(target_name, options, cases, folder):
             running.append(servers.SERVERS[name](name, folder, options.programs, target))
         # A fresh qemu-nbd is two to three times slower at 128k than one that has seen 1m I/O. Everybody is warmed alike.
         for server in running:
+            workload.fill(server)
             for case in workload.CASES[-2:]:
                 workload.run(case, server, options.seconds)
         samples = {}

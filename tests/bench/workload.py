@@ -21,6 +21,9 @@ class Case:
         return self.pattern.endswith("write")
 
 
+# A gibibyte takes seconds; longer means that something hangs.
+FILL_LIMIT_S = 120
+
 CASES = [
     Case("randread 4k QD1", "randread", "4k", 1),
     Case("randread 4k QD32", "randread", "4k", 32),
@@ -45,6 +48,18 @@ class Sample:
 
     def as_dict(self):
         return {name: round(value, 3) for name, value in self.__dict__.items()}
+
+
+def fill(server):
+    """Writes the whole LUN once through `server`.
+
+    QEMU asks GET LBA STATUS before it reads where it has never written or read, and reads nothing where nothing is
+    allocated: unfilled, that is what would be measured.
+    """
+    command = ["fio", "--name=fill", "--ioengine=nbd", f"--uri={server.uri}", "--rw=write", "--bs=1m", "--iodepth=4", "--thread"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=FILL_LIMIT_S, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"fio fills the LUN through {server.name}: {done.stderr or done.stdout}")
 
 
 def run(case, server, seconds):
