@@ -209,7 +209,14 @@ impl PathTask {
         self.volume.poke_others(self.id);
         // The fence is joined: what a reservation kept from a stranger can be read now.
         let withheld = found.mode_withheld && self.volume.spec.fence.is_some();
-        Ok((session, if withheld { Refresh::MODE } else { Refresh::NONE }))
+        Ok((
+            session,
+            if withheld {
+                Refresh::MODE
+            } else {
+                Refresh::NONE
+            },
+        ))
     }
 
     fn reinstated(&self) {
