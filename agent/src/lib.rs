@@ -16,6 +16,7 @@ pub mod nbd;
 pub mod node;
 pub mod plane;
 pub mod service;
+pub mod service_manager;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod volume;
