@@ -1,6 +1,6 @@
 //! The daemon: its parts in order, and their end in reverse.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::nbd;
 use crate::node;
 use crate::plane::DataPlane;
 use crate::service::{NodeFacts, Service};
+use crate::service_manager::{Inherited, Notifier, ServiceManager, watchdog};
 use crate::volume::intent::Intents;
 use crate::volume::{Manager, ManagerOptions};
 
@@ -31,6 +32,9 @@ const SOCKET_MODE: u32 = 0o660;
 /// Time for the last I/O and the logouts when the daemon stops.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often `systemctl status` gets a new line, at most.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A daemon that is up. Dropping it does not end it; [`Daemon::stop`] does.
 pub struct Daemon {
     api: Api<Service>,
@@ -43,35 +47,65 @@ pub struct Daemon {
     nbd_socket: PathBuf,
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT. `fault_signals`: SIGUSR2 makes a data-plane thread hang.
 ///
 /// # Errors
 /// When a part cannot be started; the message names it.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    service_manager: ServiceManager,
+    fault_signals: bool,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let daemon = Daemon::start(&config).await?;
+    let notifier = service_manager.notifier.clone();
+    let daemon = Daemon::start_under(&config, service_manager).await?;
     tracing::info!(
         api = %daemon.api_socket.display(), nbd = %daemon.nbd_socket.display(),
         version = env!("CARGO_PKG_VERSION"), "berthd is ready"
     );
-    // Without a service manager there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    notifier.ready(&daemon.status());
+    let supervision = async {
+        tokio::join!(
+            async {
+                if let Some(period) = watchdog::period() {
+                    watchdog::feed(&notifier, &daemon.plane, period).await;
+                }
+            },
+            daemon.tell_status(&notifier),
+            hang_on_signal(&daemon.plane, fault_signals),
+        )
+    };
     tokio::select! {
+        biased;
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        _ = supervision => {}
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    notifier.stopping("finishing the I/O in flight");
     daemon.stop().await;
     Ok(())
 }
 
 impl Daemon {
-    /// Starts every part. Nothing is reachable before all state is loaded.
+    /// Starts every part, without a service manager; see [`Daemon::start_under`].
     ///
     /// # Errors
     /// When a part cannot be started; what was started before is ended.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_under(config, ServiceManager::none()).await
+    }
+
+    /// Starts every part. Nothing is reachable before all state is loaded. Where the service manager listens
+    /// for us, its sockets are served: clients that came while there was no daemon are waiting there.
+    ///
+    /// # Errors
+    /// When a part cannot be started; what was started before is ended.
+    pub async fn start_under(
+        config: &Config,
+        service_manager: ServiceManager,
+    ) -> anyhow::Result<Self> {
+        let mut inherited = service_manager.inherited;
         let state_dir = &config.node.state_dir;
         let intents = Intents::open(state_dir).context("node.state_dir")?;
         std::fs::create_dir_all(&config.node.runtime_dir).with_context(|| {
@@ -88,8 +122,7 @@ impl Daemon {
         let token = config
             .token()
             .map_err(|message| anyhow::anyhow!("api.token_file: {message}"))?;
-        let api_socket = UnixSocket::bind(&config.api_socket(), SOCKET_MODE)
-            .map_err(|error| with_cause("api.socket", &error))?;
+        let api_socket = api_listener(&config.api_socket(), &mut inherited)?;
         let tcp = match config.api.listen {
             Some(address) => Some(
                 tokio::net::TcpListener::bind(address)
@@ -114,8 +147,18 @@ impl Daemon {
             attachments_max: ATTACHMENTS_MAX,
         });
         let nbd_socket = config.nbd_socket();
-        let nbd_server = nbd::server::Server::bind(&nbd_socket, SOCKET_MODE, nbd_limits(config))
-            .map_err(|error| with_cause("nbd.socket", &error))?;
+        let limits = nbd_limits(config);
+        let nbd_server = match inherited.take_listener(&nbd_socket) {
+            Some(listener) => nbd::server::Server::from_listener(listener, &nbd_socket, limits),
+            None => nbd::server::Server::bind(&nbd_socket, SOCKET_MODE, limits),
+        }
+        .map_err(|error| with_cause("nbd.socket", &error))?;
+        for path in inherited.unused_listeners() {
+            tracing::warn!(
+                socket = %path.display(),
+                "the service manager listens here for us, but the configuration has another path"
+            );
+        }
         restore(&manager, &events)?;
         let nbd = tokio::spawn({
             let manager = Arc::clone(&manager);
@@ -139,7 +182,7 @@ impl Daemon {
         let service = Service::new(Arc::clone(&manager), Arc::clone(&events), facts, discoverer)
             .with_recovery_timeout(recovery_timeout);
         let api = Api::new(Arc::new(service));
-        let mut listeners = vec![Listener::Unix(api_socket)];
+        let mut listeners = vec![api_socket];
         if let (Some(tcp), Some(token)) = (tcp, token) {
             listeners.push(Listener::Tcp(tcp, token));
         }
@@ -164,14 +207,43 @@ impl Daemon {
 
     /// Path of the API socket.
     #[must_use]
-    pub fn api_socket(&self) -> &std::path::Path {
+    pub fn api_socket(&self) -> &Path {
         &self.api_socket
     }
 
     /// Path of the NBD socket.
     #[must_use]
-    pub fn nbd_socket(&self) -> &std::path::Path {
+    pub fn nbd_socket(&self) -> &Path {
         &self.nbd_socket
+    }
+
+    /// One line for people: how many attachments there are, and how they are.
+    fn status(&self) -> String {
+        use std::collections::BTreeMap;
+        let mut states = BTreeMap::new();
+        for known in self.manager.list() {
+            *states.entry(known.state().0.to_string()).or_insert(0) += 1;
+        }
+        if states.is_empty() {
+            return "no attachments".to_owned();
+        }
+        let parts = states
+            .iter()
+            .map(|(state, count)| format!("{count} {state}"));
+        format!("attachments: {}", parts.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Keeps the service manager's status line true. Ends never.
+    async fn tell_status(&self, notifier: &Notifier) {
+        let mut told = self.status();
+        loop {
+            tokio::time::sleep(STATUS_INTERVAL).await;
+            let status = self.status();
+            if status != told {
+                notifier.status(&status);
+                told = status;
+            }
+        }
     }
 
     /// Stops every part in reverse order: no new calls, no new NBD clients, I/O in flight is finished,
@@ -193,6 +265,41 @@ impl Daemon {
             let _ = tokio::task::spawn_blocking(move || plane.stop()).await;
         }
     }
+}
+
+/// At SIGUSR2, if wanted, a data-plane thread hangs as a bug would make it: for tests of the watchdog.
+async fn hang_on_signal(plane: &DataPlane, wanted: bool) {
+    if !wanted {
+        return;
+    }
+    let mut request = match signal(SignalKind::user_defined2()) {
+        Ok(request) => request,
+        Err(error) => return tracing::error!(%error, "SIGUSR2 cannot be waited for"),
+    };
+    while request.recv().await.is_some() {
+        tracing::error!("SIGUSR2: a data-plane thread hangs from now on");
+        let forever = || async {
+            loop {
+                std::thread::park();
+            }
+        };
+        // It does not answer any more, so nothing can be learned from it.
+        let _ = plane.place().thread().spawn(forever).await;
+    }
+}
+
+/// The service manager's listening socket at this path, or a new one.
+fn api_listener(path: &Path, inherited: &mut Inherited) -> anyhow::Result<Listener> {
+    let Some(listener) = inherited.take_listener(path) else {
+        return UnixSocket::bind(path, SOCKET_MODE)
+            .map(Listener::Unix)
+            .map_err(|error| with_cause("api.socket", &error));
+    };
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixListener::from_std(listener))
+        .map(Listener::InheritedUnix)
+        .with_context(|| format!("api.socket: cannot serve the inherited {}", path.display()))
 }
 
 fn restore(manager: &Manager, events: &EventLog) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ mod metrics;
 pub mod nbd;
 pub mod node;
 pub mod plane;
+pub mod reclaim;
 pub mod service;
 pub mod service_manager;
 #[cfg(feature = "sim")]

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use berth_agent::app;
 use berth_agent::config::{Config, Log, LogFormat};
+use berth_agent::service_manager::ServiceManager;
+use berth_agent::{app, reclaim};
 use clap::{Parser, Subcommand};
 
 /// Gives iSCSI volumes a berth on this node: attaches them over a local HTTP API and serves them over
@@ -24,6 +25,9 @@ struct Arguments {
     /// Check the configuration and end
     #[arg(long)]
     check: bool,
+    /// SIGUSR2 makes a data-plane thread hang for ever, which the watchdog has to find; for tests
+    #[arg(long, env = "BERTH_FAULT_SIGNALS", hide = true)]
+    fault_signals: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -56,30 +60,38 @@ fn main() -> ExitCode {
         println!("the configuration is valid");
         return ExitCode::SUCCESS;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(CONTROL_THREADS)
-        .thread_name("berth-control")
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
     let result = match arguments.command {
         #[cfg(feature = "sim")]
         Some(Command::Demo(options)) => {
             // The demo speaks for itself; the log says only what went wrong, unless asked for more.
             config.log.filter = "warn".to_owned();
-            start_log(&config.log)
-                .and_then(|()| runtime.block_on(berth_agent::sim::demo::run(&options)))
+            start_log(&config.log).and_then(|()| run_to_end(berth_agent::sim::demo::run(&options)))
         }
-        None => start_log(&config.log).and_then(|()| runtime.block_on(app::run(config))),
+        None => serve(config, arguments.fault_signals),
     };
-    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// The daemon itself. What belongs to the first thread comes before there are others.
+fn serve(config: Config, fault_signals: bool) -> anyhow::Result<()> {
+    start_log(&config.log)?;
+    let service_manager = ServiceManager::from_environment()?;
+    reclaim::prepare(&config.memory)?;
+    run_to_end(app::run(config, service_manager, fault_signals))
+}
+
+fn run_to_end(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("berth-control")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    result
 }
 
 /// Threads of the control plane; its work is small and mostly waits.

@@ -1,5 +1,7 @@
 //! The configuration file: read and checked whole before any port opens.
 
+mod credentials;
+mod memory;
 mod recovery;
 mod units;
 
@@ -10,6 +12,7 @@ use std::time::Duration;
 use berth_api::Secret;
 use serde::Deserialize;
 
+pub use memory::{Effort, Memory};
 pub use recovery::{Limit, Recovery};
 pub use units::{Size, Span};
 
@@ -28,6 +31,8 @@ pub struct Config {
     pub nbd: Nbd,
     /// The iSCSI initiator.
     pub iscsi: Iscsi,
+    /// Safety while memory is short.
+    pub memory: Memory,
     /// Logging.
     pub log: Log,
 }
@@ -69,7 +74,8 @@ pub struct Api {
     pub socket: Option<PathBuf>,
     /// TCP address of the API, loopback only; needs `token_file`.
     pub listen: Option<SocketAddr>,
-    /// File with the bearer token that TCP clients must show.
+    /// File with the bearer token that TCP clients must show. `$CREDENTIALS_DIRECTORY` at its start is
+    /// where the service manager puts secrets (`LoadCredential=`).
     pub token_file: Option<PathBuf>,
 }
 
@@ -288,7 +294,8 @@ impl Config {
         let Some(path) = &self.api.token_file else {
             return Ok(None);
         };
-        let text = std::fs::read_to_string(path)
+        let path = credentials::resolve(path)?;
+        let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let token = text.trim();
         if token.len() < TOKEN_LEN_MIN {

@@ -87,13 +87,23 @@ impl DataPlane {
 
     /// Whether every thread takes work within `limit`.
     pub async fn responds(&self, limit: std::time::Duration) -> bool {
-        for (handle, _) in &self.threads {
-            let answer = handle.run(|| async {});
-            if !matches!(tokio::time::timeout(limit, answer).await, Ok(Ok(()))) {
-                return false;
-            }
+        self.stuck_threads(limit).await.is_empty()
+    }
+
+    /// Numbers of the threads that did no new work within `limit`: all are asked at once, and each has to
+    /// take the question from its queue and answer it between its other tasks. To be called in a runtime.
+    pub async fn stuck_threads(&self, limit: std::time::Duration) -> Vec<usize> {
+        let mut beats = tokio::task::JoinSet::new();
+        for (index, (handle, _)) in self.threads.iter().enumerate() {
+            let handle = handle.clone();
+            beats.spawn(async move {
+                let answer = tokio::time::timeout(limit, handle.run(|| async {})).await;
+                (!matches!(answer, Ok(Ok(())))).then_some(index)
+            });
         }
-        true
+        let mut stuck: Vec<_> = beats.join_all().await.into_iter().flatten().collect();
+        stuck.sort_unstable();
+        stuck
     }
 
     /// Ends the threads once their work is done. Volumes must have been detached or dropped before.

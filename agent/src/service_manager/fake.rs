@@ -4,12 +4,11 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tempfile::TempDir;
-
-use super::notify::Notifier;
 
 /// Longest wait for a message that must come.
 const RECEIVE_LIMIT: Duration = Duration::from_secs(30);
@@ -24,9 +23,6 @@ impl FakeManager {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = UnixDatagram::bind(dir.path().join("notify")).expect("binds");
-        socket
-            .set_read_timeout(Some(RECEIVE_LIMIT))
-            .expect("takes a timeout");
         Self {
             socket,
             dir,
@@ -34,24 +30,40 @@ impl FakeManager {
         }
     }
 
-    /// One that speaks to this manager.
-    pub(crate) fn notifier(&self) -> Notifier {
-        Notifier::to(self.dir.path().join("notify"))
+    /// What NOTIFY_SOCKET is for the daemon.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("notify")
     }
 
     /// The next message, after acting on it.
     pub(crate) fn receive(&mut self) -> String {
+        self.receive_within(RECEIVE_LIMIT).expect("a message comes")
+    }
+
+    /// Reads what has come so far.
+    pub(crate) fn drain(&mut self) {
+        while self.receive_within(Duration::from_millis(1)).is_some() {}
+    }
+
+    /// The next message, if it comes within `limit`, after acting on it.
+    pub(crate) fn receive_within(&mut self, limit: Duration) -> Option<String> {
+        self.socket
+            .set_read_timeout(Some(limit))
+            .expect("takes a timeout");
         let mut text = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let len = rustix::net::recvmsg(
+        let received = rustix::net::recvmsg(
             &self.socket,
             &mut [IoSliceMut::new(&mut text)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
-        )
-        .expect("a message comes")
-        .bytes;
+        );
+        let len = match received {
+            Ok(received) => received.bytes,
+            Err(rustix::io::Errno::AGAIN) => return None,
+            Err(error) => panic!("cannot receive: {error}"),
+        };
         let message = String::from_utf8(text[..len].to_vec()).expect("UTF-8");
         let fds: Vec<_> = ancillary
             .drain()
@@ -71,7 +83,7 @@ impl FakeManager {
         } else if message.lines().any(|line| line == "FDSTOREREMOVE=1") {
             self.stored.retain(|(stored, _)| *stored != name);
         }
-        message
+        Some(message)
     }
 
     /// Duplicates of what is stored, as the next life gets them.

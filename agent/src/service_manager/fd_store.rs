@@ -203,7 +203,7 @@ mod tests {
     /// The store of the next life: with what the manager hands over.
     fn next_life(manager: &FakeManager) -> FdStore {
         let mut inherited = Inherited::new(manager.stored()).expect("all are open");
-        FdStore::new(&mut inherited, manager.notifier())
+        FdStore::new(&mut inherited, Notifier::to(manager.socket()))
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(manager.receive(), "FDSTOREREMOVE=1\nFDNAME=nbd.disk0.0\n");
         assert_eq!(kernels.read(&mut buffer).unwrap(), 0, "it has ended");
         store.remove("nbd.disk0.0");
-        manager.notifier().status("up");
+        Notifier::to(manager.socket()).status("up");
         assert_eq!(manager.receive(), "STATUS=up\n", "removed once, told once");
     }
 
