@@ -6,7 +6,7 @@ use berth_api::types::{DeviceWish, DigestPolicy, Fence, IscsiSource, RecoveryTim
 use berth_api::{AttachmentName, Portal, TargetName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::bench::{Pattern, parse_size};
+use super::bench::Bench;
 use super::output::Format;
 
 /// What the exit code says; shown by `--help`.
@@ -212,27 +212,6 @@ pub(super) struct Stats {
     /// With --watch: stop after so many times
     #[arg(long, value_name = "TIMES", requires = "watch", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) count: Option<u32>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Bench {
-    /// Name of the attachment
-    pub(super) name: AttachmentName,
-    /// Which requests
-    #[arg(long, value_enum, default_value_t = Pattern::Randread)]
-    pub(super) pattern: Pattern,
-    /// Bytes of a request, as 4k, 128k, 1m
-    #[arg(long, default_value = "4k", value_parser = parse_size)]
-    pub(super) size: u32,
-    /// Requests in flight
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(super) depth: u32,
-    /// How long
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86400))]
-    pub(super) seconds: u32,
-    /// Allow patterns that overwrite what the volume holds
-    #[arg(long)]
-    pub(super) destructive: bool,
 }
 
 /// [`DeviceWish`] on the command line.

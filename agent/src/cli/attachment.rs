@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use berth_api::client::{Client, Started};
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Digests, Identity, IscsiPatch,
-    IscsiSource, Operation, PathState, Source, SourcePatch, SourceSummary,
+    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Digests, IscsiPatch, IscsiSource,
+    Operation, PathState, Source, SourcePatch, SourceSummary,
 };
 use berth_api::{AttachmentName, Portal};
 
@@ -191,7 +191,7 @@ fn listing(attachments: &[Attachment], wide: bool) -> String {
         if wide {
             row.extend([
                 attachment.nbd_clients.to_string(),
-                or_dash(attachment.identity.as_ref().and_then(identity)),
+                or_dash(attachment.identity.as_ref().and_then(show::identity)),
                 or_dash(attachment.nbd_uri.as_ref()),
             ]);
         }
@@ -205,13 +205,6 @@ fn paths_up(attachment: &Attachment) -> String {
     let up = |path: &&berth_api::types::Path| path.state == PathState::Up;
     let count = attachment.paths.iter().filter(up).count();
     format!("{count}/{}", attachment.paths.len())
-}
-
-/// The strongest name that a volume has.
-pub(super) fn identity(identity: &Identity) -> Option<String> {
-    None.or(identity.naa.as_ref().map(|id| format!("naa.{id}")))
-        .or(identity.eui.as_ref().map(|id| format!("eui.{id}")))
-        .or(identity.serial.as_ref().map(|id| format!("serial {id}")))
 }
 
 pub(super) async fn show(

@@ -4,9 +4,6 @@ use std::io;
 
 use berth_api::Code;
 use berth_api::client::{ClientError, Endpoint};
-use serde_json::json;
-
-use super::output::{Output, clean};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +33,11 @@ impl Failure {
         }
     }
 
+    /// An error of another part of the program.
+    pub(super) fn unsuccessful(error: &impl std::fmt::Display) -> Self {
+        Self::Unsuccessful(error.to_string())
+    }
+
     /// See [`super::args::EXIT_CODES`].
     pub(super) fn exit_code(&self) -> u8 {
         match self {
@@ -56,28 +58,8 @@ impl Failure {
         }
     }
 
-    /// Tells it on standard error: to people with a hint, to programs as a problem document.
-    pub(super) fn report(&self, output: &Output) {
-        if output.is_json() {
-            let document = match self {
-                Self::Client(ClientError::Problem(problem)) => json!(problem),
-                other => json!({
-                    "code": other.word(),
-                    "detail": with_sources(other),
-                    "retryable": matches!(other, Self::Client(error) if error.is_retryable()),
-                }),
-            };
-            eprintln!("{document:#}");
-            return;
-        }
-        eprintln!("berthctl: {}", clean(&self.text()));
-        if let Some(hint) = self.hint() {
-            eprintln!("  {}", clean(&hint));
-        }
-    }
-
     /// The `code` of errors that no daemon gave.
-    fn word(&self) -> &'static str {
+    pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Usage(_) | Self::Client(ClientError::Url(_)) => "usage",
             Self::Client(ClientError::Unreachable { .. }) => "daemon-unreachable",
@@ -86,7 +68,7 @@ impl Failure {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::Client(ClientError::Unreachable { endpoint, source }) => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -102,7 +84,7 @@ impl Failure {
     }
 
     /// What to do about it.
-    fn hint(&self) -> Option<String> {
+    pub(super) fn hint(&self) -> Option<String> {
         let Self::Client(error) = self else {
             return None;
         };
@@ -148,7 +130,7 @@ impl Failure {
 }
 
 /// An error and what led to it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(next) = source {

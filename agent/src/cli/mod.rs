@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
         // Whoever read our output has seen enough (`berthctl list | head`).
         Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(&output);
+            output.failure(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

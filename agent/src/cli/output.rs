@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
+use berth_api::client::ClientError;
 use berth_api::types::AttachmentState;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
+use serde_json::json;
 
-use super::error::Failure;
+use super::error::{Failure, with_sources};
 
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -79,6 +81,26 @@ impl Output {
                 io::ErrorKind::BrokenPipe => Failure::OutputClosed,
                 _ => Failure::local("cannot write the output", error),
             })
+    }
+
+    /// Tells a failure on standard error: to people with a hint, to programs as a problem document.
+    pub(super) fn failure(&self, failure: &Failure) {
+        if self.is_json() {
+            let document = match failure {
+                Failure::Client(ClientError::Problem(problem)) => json!(problem),
+                other => json!({
+                    "code": other.word(),
+                    "detail": with_sources(other),
+                    "retryable": matches!(other, Failure::Client(error) if error.is_retryable()),
+                }),
+            };
+            eprintln!("{document:#}");
+            return;
+        }
+        eprintln!("berthctl: {}", clean(&failure.text()));
+        if let Some(hint) = failure.hint() {
+            eprintln!("  {}", clean(&hint));
+        }
     }
 
     /// A state in its colour.

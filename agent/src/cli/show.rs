@@ -3,11 +3,10 @@
 use std::fmt::Write as _;
 
 use berth_api::types::{
-    Attachment, AuthSummary, Counters, DigestPolicy, Fence, OpCounters, RecoveryTimeout,
+    Attachment, AuthSummary, Counters, DigestPolicy, Fence, Identity, OpCounters, RecoveryTimeout,
     SourceSummary,
 };
 
-use super::attachment::identity;
 use super::output::{Output, age, clean, micros, or_dash, size, table};
 
 /// Width of the names on the left, in characters.
@@ -222,6 +221,13 @@ pub(super) fn kinds(counters: &Counters) -> [(&'static str, OpCounters); 5] {
         ("trim", counters.trim),
         ("write zeroes", counters.write_zeroes),
     ]
+}
+
+/// The strongest name that a volume has.
+pub(super) fn identity(identity: &Identity) -> Option<String> {
+    None.or(identity.naa.as_ref().map(|id| format!("naa.{id}")))
+        .or(identity.eui.as_ref().map(|id| format!("eui.{id}")))
+        .or(identity.serial.as_ref().map(|id| format!("serial {id}")))
 }
 
 fn counters(counters: &Counters) -> String {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::board::Board;
-use super::path::{Live, Orders};
+use super::handle::PathHandle;
 use super::session::{Old, Session};
 use super::spec::{PathSpec, PathView, RecoveryCounters, VolumeSpec};
 use super::volume::{Shared, Snapshot};
@@ -32,14 +32,6 @@ pub(super) struct Context {
     pub(super) over: Notify,
     /// The reservation is still to be given back, by the first path that ends with a session.
     pub(super) give_back: Cell<bool>,
-}
-
-/// One path, from the side of the volume.
-pub(super) struct PathHandle {
-    pub(super) spec: PathSpec,
-    pub(super) id: PathId,
-    pub(super) orders: Rc<Orders>,
-    pub(super) live: Rc<Live>,
 }
 
 /// Sums over sessions.

@@ -20,9 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::context::{Context, PathHandle};
+use super::context::Context;
+use super::handle::{Live, Orders, PathHandle};
 use super::keeper;
-use super::path::{FirstAttempt, Live, Orders, PathTask, is_expected};
+use super::path::{FirstAttempt, PathTask, is_expected};
 use super::session::{self, Attempt, Old, Opened};
 use super::spec::{Leave, PathSpec, Reconfigure, VolumeSpec};
 use super::volume::{Ended, InUse, Ready, Shared, VolumeCommand};

@@ -8,6 +8,7 @@
 mod backoff;
 mod board;
 mod context;
+mod handle;
 mod keeper;
 mod local;
 mod path;

@@ -6,7 +6,6 @@
 //!    +------- pause (Time2Wait, backoff; woken when the network seems to be back) <- lost --+
 //! ```
 
-use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,15 +15,14 @@ use berth_api::Error;
 use berth_api::types::PathState;
 use berth_iscsi::error::{Error as IscsiError, Waiting};
 use berth_iscsi::mutation::{Mutation, is_planted};
-use berth_iscsi::name::Portal;
 use berth_iscsi::scsi::alua::AccessState;
 use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::CloseReason;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::backoff::Backoff;
 use super::context::Context;
+use super::handle::{Live, Orders};
 use super::session::{self, Attempt, Old, Opened, Session};
 use super::spec::PathSpec;
 use crate::block::lun::probe::{self, Access, Found};
@@ -43,45 +41,6 @@ const EXAMINE_TRIES: u32 = 10;
 
 /// The first attempt of a path; made before there is a volume.
 pub(super) type FirstAttempt = Pin<Box<dyn Future<Output = Attempt>>>;
-
-/// What the volume tells its path.
-#[derive(Default)]
-pub(super) struct Orders {
-    stop_by: Cell<Option<Instant>>,
-    stop: Notify,
-    poke: Notify,
-}
-
-impl Orders {
-    /// The path is to end; its session is logged out, by this time or never.
-    pub(super) fn stop(&self, by: Instant) {
-        self.stop_by.set(Some(by));
-        self.stop.notify_one();
-    }
-
-    /// Try again now.
-    pub(super) fn poke(&self) {
-        self.poke.notify_one();
-    }
-
-    async fn stopped(&self) -> Instant {
-        loop {
-            if let Some(by) = self.stop_by.get() {
-                return by;
-            }
-            self.stop.notified().await;
-        }
-    }
-}
-
-/// The session of a path and what it is, for those who look.
-#[derive(Default)]
-pub(super) struct Live {
-    pub(super) session: RefCell<Option<Session>>,
-    pub(super) access: Cell<Option<Access>>,
-    /// Where its last session was, perhaps after a redirect.
-    pub(super) landed: RefCell<Option<Portal>>,
-}
 
 /// A path's task.
 pub(super) struct PathTask {
@@ -138,7 +97,7 @@ impl PathTask {
             let pause = backoff.next().max(wait);
             let poked = async {
                 sleep(wait).await;
-                self.orders.poke.notified().await;
+                self.orders.poked().await;
             };
             tokio::select! {
                 biased;

@@ -8,13 +8,13 @@ use berth_iscsi::mutation::{Mutation, is_planted};
 use slab::Slab;
 
 use super::job::{Job, RangeKind, Rest, Step};
-use super::outcome::data_extent;
 use super::paths::{Choice, PathSet};
 use super::port::{Ending, Refusal};
 use super::profile::Profile;
-use super::recovery::{Counters, Outage, Tomb};
+use super::tally::Counters;
 use super::{
-    CacheLossPolicy, Completion, Error, Geometry, LunOptions, Op, Output, Request, RequestId,
+    CacheLossPolicy, Completion, Error, Extent, Geometry, LunOptions, Op, Output, Request,
+    RequestId,
 };
 use crate::block::now;
 
@@ -64,6 +64,22 @@ pub(super) struct Flush {
     pub(super) lost: bool,
     /// Counts the times that the cache may have been lost.
     pub(super) cache_losses: u64,
+}
+
+/// Blocks that a command of unknown fate may still write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tomb {
+    pub(super) path: usize,
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// The time without a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Outage {
+    pub(super) since: Option<Instant>,
+    /// It was too long: I/O fails until there is a path.
+    pub(super) given_up: bool,
 }
 
 /// What came of an attempt to send.
@@ -386,4 +402,13 @@ const ATTEMPT_MASK: u32 = u32::MAX >> 1;
 /// Names one command: slots and with them tags would be used again, the attempt tells them apart.
 fn tag(slot: usize, attempt: u32) -> u64 {
     u64::from(attempt & ATTEMPT_MASK) << 32 | slot as u64
+}
+
+/// An extent that is only known not to be a hole.
+pub(super) const fn data_extent(len_bytes: u64) -> Extent {
+    Extent {
+        len_bytes,
+        hole: false,
+        zero: false,
+    }
 }

@@ -23,6 +23,7 @@ pub mod probe;
 mod profile;
 mod recovery;
 pub mod reservation;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -37,7 +38,7 @@ use berth_iscsi::scsi::sense::Refresh;
 pub use paths::{PathCounters, PathId, Preference};
 pub use port::{Ending, Port, Refusal, Transport};
 pub use profile::Profile;
-pub use recovery::{Counters, Health};
+pub use tally::{Counters, Health};
 
 use self::core::Core;
 use super::{

@@ -7,7 +7,7 @@ use berth_iscsi::scsi::provisioning::{LbaStatusList, Provisioning};
 use berth_iscsi::scsi::sense::Refresh;
 use berth_iscsi::session::TaskOutcome;
 
-use super::core::Core;
+use super::core::{Core, data_extent};
 use super::job::{First, RangeKind, Step};
 use super::profile::Profile;
 use super::verdict::{Decision, History, judge};
@@ -270,13 +270,6 @@ impl Core {
     }
 }
 
-pub(super) const fn data_extent(len_bytes: u64) -> Extent {
-    Extent {
-        len_bytes,
-        hole: false,
-        zero: false,
-    }
-}
 /// The answer to GET LBA STATUS as extents from `lba` on; what it does not cover counts as data.
 fn extents(profile: &Profile, lba: u64, blocks: u64, data: &Payload) -> Vec<Extent> {
     let block = u64::from(profile.block_bytes);

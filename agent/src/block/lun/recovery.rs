@@ -15,74 +15,11 @@ use std::time::{Duration, Instant};
 use berth_iscsi::mutation::{Mutation, is_planted};
 use berth_iscsi::scsi::sense::Refresh;
 
-use super::core::Core;
+use super::core::{Core, Outage, Tomb};
 use super::paths::Haunt;
+use super::tally::{Counters, Health};
 use super::{Error, Output, Port, Preference};
 use crate::block::now;
-
-/// Blocks that a command of unknown fate may still write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tomb {
-    path: usize,
-    start: u64,
-    end: u64,
-}
-
-/// The time without a path.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Outage {
-    pub(super) since: Option<Instant>,
-    /// It was too long: I/O fails until there is a path.
-    pub(super) given_up: bool,
-}
-
-/// Whether I/O goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
-    /// At least one path takes I/O.
-    Up,
-    /// No path takes I/O; it waits.
-    Waiting,
-    /// No path takes I/O, for longer than the recovery timeout: it fails.
-    Failing,
-    /// Everything fails, for this reason.
-    Ended(Error),
-}
-
-/// What recovery did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Sessions lost while they were in use.
-    pub sessions_lost: u64,
-    /// Paths that came back into use.
-    pub paths_back: u64,
-    /// Old sessions that a login ended at the target.
-    pub reinstated: u64,
-    /// Old sessions that were taken for gone because their time was over.
-    pub presumed_gone: u64,
-    /// Commands that were sent again because their session was lost.
-    pub resent: u64,
-    /// Writes whose fate was unknown for a time.
-    pub ghosts: u64,
-    /// Requests that failed because there was no path for too long.
-    pub timed_out: u64,
-    /// Times without any path.
-    pub outages: u64,
-    /// The longest of them, in milliseconds.
-    pub longest_outage_ms: u64,
-    /// Times that the unit may have lost what was written and not flushed.
-    pub cache_losses: u64,
-    /// Commands that were not answered in time and aborted.
-    pub aborted: u64,
-    /// Commands that were tried again after an error.
-    pub retried: u64,
-    /// Times that a command was sent another way because the unit did not take it on its path.
-    pub switched: u64,
-    /// Commands refused because of another initiator's reservation.
-    pub conflicts: u64,
-    /// Ghosts that wait now.
-    pub ghosts_waiting: u64,
-}
 
 impl Core {
     /// Whether the job must wait for an old session to be gone before it may be sent.

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 
-use super::unsuccessful;
-use super::workload::Workload;
-use crate::cli::args;
+use super::workload::{Bench, Workload};
 use crate::cli::error::Failure;
 use crate::nbd::client::{Connection, Token};
 
@@ -30,7 +28,7 @@ pub(super) struct Measured {
 /// Runs the workload that the arguments ask for; Ctrl-C ends it early, with what there is.
 pub(super) async fn drive(
     connection: &mut Connection,
-    arguments: &args::Bench,
+    arguments: &Bench,
     bar: &ProgressBar,
 ) -> Result<Measured, Failure> {
     let device_bytes = connection.facts().size_bytes;
@@ -42,8 +40,8 @@ pub(super) async fn drive(
                 arguments.size, arguments.name
             ))
         })?;
-    let mut latency_ns =
-        Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3).map_err(|error| unsuccessful(&error))?;
+    let mut latency_ns = Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)
+        .map_err(|error| Failure::unsuccessful(&error))?;
     let mut sent: HashMap<Token, Instant> = HashMap::with_capacity(arguments.depth as usize);
     let began = Instant::now();
     let end = began + Duration::from_secs(arguments.seconds.into());
@@ -56,7 +54,7 @@ pub(super) async fn drive(
         while going && sent.len() < arguments.depth as usize {
             let token = connection
                 .submit(&workload.next_op())
-                .map_err(|error| unsuccessful(&error))?;
+                .map_err(|error| Failure::unsuccessful(&error))?;
             sent.insert(token, Instant::now());
         }
         if sent.is_empty() {
@@ -71,7 +69,7 @@ pub(super) async fn drive(
             }
         };
         let completed = match next {
-            Ok(completed) => completed.map_err(|error| unsuccessful(&error))?,
+            Ok(completed) => completed.map_err(|error| Failure::unsuccessful(&error))?,
             Err(_) => {
                 return Err(Failure::Unsuccessful(format!(
                     "no answer for {} s; \"berthctl show {}\" tells where it stands",

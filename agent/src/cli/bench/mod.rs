@@ -12,14 +12,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use self::drive::{Measured, drive};
-use super::args;
 use super::error::Failure;
 use super::output::{Output, micros, size};
 use crate::nbd::client::{Connection, Wishes};
 use crate::nbd::handshake::ReplyMode;
 use crate::nbd::uri::Uri;
 
-pub(super) use self::workload::{Pattern, parse_size};
+pub(super) use self::workload::Bench;
 
 /// How long connecting and negotiating may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +52,7 @@ struct Latency {
 pub(super) async fn run(
     client: &Client,
     output: &Output,
-    arguments: &args::Bench,
+    arguments: &Bench,
 ) -> Result<(), Failure> {
     let attachment = client.attachment(&arguments.name).await?;
     let uri = check(&attachment, arguments)?;
@@ -63,7 +62,7 @@ pub(super) async fn run(
     };
     let connect = tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect(&uri, wishes));
     let mut connection = match connect.await {
-        Ok(connected) => connected.map_err(|error| unsuccessful(&error))?,
+        Ok(connected) => connected.map_err(|error| Failure::unsuccessful(&error))?,
         Err(_) => {
             return Err(Failure::Unsuccessful(format!(
                 "{uri} did not answer within {} s",
@@ -86,7 +85,7 @@ pub(super) async fn run(
 }
 
 /// Whether the attachment can be measured so, and where it is.
-fn check(attachment: &Attachment, arguments: &args::Bench) -> Result<Uri, Failure> {
+fn check(attachment: &Attachment, arguments: &Bench) -> Result<Uri, Failure> {
     let name = &attachment.name;
     let refuse = |why: String| Err(Failure::Unsuccessful(format!("{name} {why}")));
     if attachment.state != AttachmentState::Attached {
@@ -119,11 +118,6 @@ fn check(attachment: &Attachment, arguments: &args::Bench) -> Result<Uri, Failur
         .map_err(|error| Failure::Unsuccessful(format!("{uri} cannot be used: {error}")))
 }
 
-/// An error of the NBD side.
-fn unsuccessful(error: &impl std::fmt::Display) -> Failure {
-    Failure::Unsuccessful(error.to_string())
-}
-
 fn progress(output: &Output, seconds: u32) -> ProgressBar {
     let bar = ProgressBar::new(u64::from(seconds) * 1000);
     if !output.is_terminal() || output.is_json() {
@@ -136,7 +130,7 @@ fn progress(output: &Output, seconds: u32) -> ProgressBar {
 }
 
 impl Report {
-    fn new(arguments: &args::Bench, measured: &Measured) -> Self {
+    fn new(arguments: &Bench, measured: &Measured) -> Self {
         let seconds = measured.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
         let requests = measured.latency_ns.len();
         let us = |ns: u64| ns as f64 / 1000.0;

@@ -1,8 +1,9 @@
 //! What is asked of an attachment: which requests, where, with which data.
 
+use berth_api::AttachmentName;
 use berth_iobuf::Payload;
 use bytes::Bytes;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use crate::block::Op;
 
@@ -11,6 +12,28 @@ use crate::block::Op;
 const PAYLOADS: usize = 16;
 /// Longest request, in bytes: what every NBD server takes.
 const REQUEST_MAX_BYTES: u32 = 32 * 1024 * 1024;
+
+/// Arguments of `berthctl bench`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Bench {
+    /// Name of the attachment
+    pub(in crate::cli) name: AttachmentName,
+    /// Which requests
+    #[arg(long, value_enum, default_value_t = Pattern::Randread)]
+    pub(in crate::cli) pattern: Pattern,
+    /// Bytes of a request, as 4k, 128k, 1m
+    #[arg(long, default_value = "4k", value_parser = parse_size)]
+    pub(in crate::cli) size: u32,
+    /// Requests in flight
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(in crate::cli) depth: u32,
+    /// How long
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(in crate::cli) seconds: u32,
+    /// Allow patterns that overwrite what the volume holds
+    #[arg(long)]
+    pub(in crate::cli) destructive: bool,
+}
 
 /// Which requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
