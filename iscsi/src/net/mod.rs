@@ -16,8 +16,8 @@ mod driver;
 #[cfg(feature = "target")]
 pub mod listener;
 mod options;
-mod portal;
 mod socket;
+mod tcp;
 pub mod transport;
 
 #[cfg(test)]
@@ -27,5 +27,5 @@ pub use connect::{ConnectError, Connected, connect};
 pub use discover::discover;
 pub use driver::{Driver, Handle, OnEvents};
 pub use options::{ConnectOptions, DriverOptions, SocketOptions};
-pub use portal::resolve;
-pub use socket::{Dialed, Dialing, Network, Socket, TcpNetwork};
+pub use socket::{Dialed, Dialing, Network, Socket};
+pub use tcp::{TcpNetwork, resolve};

@@ -4,21 +4,14 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use berth_iobuf::ReceiveBuffer;
 use bytes::BytesMut;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
-use super::options::{ConnectOptions, SocketOptions};
-use super::portal;
+use super::options::ConnectOptions;
 use crate::name::Portal;
-
-/// Probes that may stay unanswered before the connection is dead.
-const KEEPALIVE_PROBES: u32 = 3;
 
 /// One connected byte stream. It belongs to one task; dropping it closes the connection.
 pub trait Socket: fmt::Debug + Send {
@@ -52,32 +45,6 @@ pub trait Socket: fmt::Debug + Send {
     fn peer_addr(&self) -> io::Result<SocketAddr>;
 }
 
-impl Socket for TcpStream {
-    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
-        pin!(self.read_buf(into)).poll(cx)
-    }
-
-    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Self::poll_read_ready(self, cx)
-    }
-
-    fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        Self::try_write_vectored(self, slices)
-    }
-
-    fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Self::poll_write_ready(self, cx)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Self::local_addr(self)
-    }
-
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        Self::peer_addr(self)
-    }
-}
-
 /// What [`Network::dial`] gives: a connection, and the address that answered.
 pub type Dialed = io::Result<(Box<dyn Socket>, SocketAddr)>;
 
@@ -89,20 +56,6 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// Connects to a portal; no iSCSI yet. Dropping the future gives the attempt up. One attempt ends
     /// after [`ConnectOptions::attempt_timeout`].
     fn dial<'a>(&'a self, portal: &'a Portal, options: &'a ConnectOptions) -> Dialing<'a>;
-}
-
-/// TCP: resolves the name, races its addresses (RFC 8305), sets the options of the socket.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TcpNetwork;
-
-impl Network for TcpNetwork {
-    fn dial<'a>(&'a self, portal: &'a Portal, options: &'a ConnectOptions) -> Dialing<'a> {
-        Box::pin(async move {
-            let addresses = portal::resolve(portal).await?;
-            let (stream, address) = portal::connect(addresses, options).await?;
-            Ok((Box::new(stream) as Box<dyn Socket>, address))
-        })
-    }
 }
 
 /// Waits for something to read and appends it to `receive`; 0 at the end of the stream.
@@ -135,28 +88,6 @@ pub(super) async fn write_all(socket: &mut dyn Socket, bytes: &[u8]) -> io::Resu
     while !left.is_empty() {
         let n = write(socket, left).await?;
         left = &left[n..];
-    }
-    Ok(())
-}
-
-pub(super) fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    if let Some(idle) = options.keepalive_idle {
-        let keepalive = TcpKeepalive::new()
-            .with_time(idle)
-            .with_interval(options.keepalive_interval)
-            .with_retries(KEEPALIVE_PROBES);
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
-    if let Some(timeout) = options.user_timeout {
-        socket.set_tcp_user_timeout(Some(timeout))?;
-    }
-    if let Some(bytes) = options.send_buffer_bytes {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    if let Some(bytes) = options.receive_buffer_bytes {
-        socket.set_recv_buffer_size(bytes)?;
     }
     Ok(())
 }

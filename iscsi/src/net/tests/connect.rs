@@ -243,7 +243,7 @@ async fn the_address_that_answers_wins() {
     };
     let addresses = vec![SocketAddr::new(ip, closed_portal.port), open];
     let options = ConnectOptions::default();
-    let (stream, address) = portal::connect(addresses, &options).await.unwrap();
+    let (stream, address) = tcp::connect(addresses, &options).await.unwrap();
     assert_eq!(address, open);
     assert!(stream.nodelay().unwrap());
     let socket = socket2::SockRef::from(&stream);

@@ -1,19 +1,42 @@
-//! From a portal to a TCP connection.
+//! TCP: from a portal to a connection, and a connection as a [`Socket`].
 
-use std::io;
+use std::future::Future as _;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::options::ConnectOptions;
-use super::socket;
+use super::options::{ConnectOptions, SocketOptions};
+use super::socket::{Dialing, Network, Socket};
 use crate::name::{Host, Portal};
 
 /// Addresses of one name that are tried; a name with more is a mistake or an attack.
 const ADDRESSES_MAX: usize = 16;
+
+/// Probes that may stay unanswered before the connection is dead.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// TCP: resolves the name, races its addresses (RFC 8305), sets the options of the socket.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpNetwork;
+
+impl Network for TcpNetwork {
+    fn dial<'a>(&'a self, portal: &'a Portal, options: &'a ConnectOptions) -> Dialing<'a> {
+        Box::pin(async move {
+            let addresses = resolve(portal).await?;
+            let (stream, address) = connect(addresses, options).await?;
+            Ok((Box::new(stream) as Box<dyn Socket>, address))
+        })
+    }
+}
 
 /// The addresses of a portal, in the order in which to try them: the resolver's, with the families
 /// taking turns so that one family without a route costs little (RFC 8305 4).
@@ -81,7 +104,7 @@ pub(super) async fn connect(
                 biased;
                 done = attempts.join_next() => match done {
                     Some(Ok(Ok((stream, address)))) => {
-                        socket::configure(&stream, &options.socket)?;
+                        configure(&stream, &options.socket)?;
                         return Ok((stream, address));
                     }
                     Some(Ok(Err(error))) => {
@@ -108,6 +131,54 @@ async fn attempt(address: SocketAddr, time: Duration) -> io::Result<(TcpStream, 
             io::ErrorKind::TimedOut,
             format!("no answer from {address}"),
         )),
+    }
+}
+
+pub(super) fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if let Some(idle) = options.keepalive_idle {
+        let keepalive = TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(options.keepalive_interval)
+            .with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    if let Some(timeout) = options.user_timeout {
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    if let Some(bytes) = options.send_buffer_bytes {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.receive_buffer_bytes {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+impl Socket for TcpStream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+        pin!(self.read_buf(into)).poll(cx)
+    }
+
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_read_ready(self, cx)
+    }
+
+    fn try_write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        Self::try_write_vectored(self, slices)
+    }
+
+    fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_write_ready(self, cx)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
+
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        Self::peer_addr(self)
     }
 }
 
