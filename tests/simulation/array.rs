@@ -1,7 +1,7 @@
 //! The simulated storage array: the project's target role, driven under virtual time.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use berth_iscsi::name::IscsiName;
 use berth_iscsi::net::Socket;
 use berth_iscsi::scsi::alua::{AccessState, PortGroup};
 use berth_iscsi::target::disk::{Disk, DiskError, DiskExtent, RamDisk, ReadSink, WriteCache};
+use berth_iscsi::target::faults::FaultPlan;
 use berth_iscsi::target::lu::{LogicalUnit, LuConfig, LuIdentity};
 use berth_iscsi::target::{
     CloseReason, ConnectionId, Portal, PortalGroup, PortalSettings, TargetConfig, UnitId,
@@ -73,6 +74,8 @@ struct Inner {
     /// Target connections by number of the network's connection.
     by_wire: RefCell<BTreeMap<usize, ConnectionId>>,
     down: Cell<bool>,
+    /// Names of the faults of the logins to come.
+    spoilt: RefCell<VecDeque<&'static str>>,
 }
 
 /// A disk that counts what changes it.
@@ -175,6 +178,7 @@ impl Array {
             pumps: RefCell::default(),
             by_wire: RefCell::default(),
             down: Cell::new(false),
+            spoilt: RefCell::default(),
         }));
         for (index, group) in spec.groups.iter().enumerate() {
             spawn_local(array.clone().listen(index, *group));
@@ -194,6 +198,9 @@ impl Array {
                 trace::count("array: too many connections");
                 continue;
             };
+            if let Some(name) = self.0.spoilt.borrow_mut().pop_front() {
+                trace::count(name);
+            }
             event!("array.accept", "connection {} portal {}", wire, index);
             self.0.by_wire.borrow_mut().insert(wire, id);
             let pump = Pump::new(self.clone(), id, socket);
@@ -217,6 +224,12 @@ impl Array {
     pub fn with_unit<R>(&self, act: impl FnOnce(&mut LogicalUnit) -> R) -> R {
         let unit = self.0.unit;
         self.with(|portal| act(portal.unit_mut(unit).expect("it is never removed")))
+    }
+
+    /// The next login that has no fault yet gets this one, which is counted when it happens.
+    pub fn spoil_login(&self, name: &'static str, plan: FaultPlan) {
+        self.0.spoilt.borrow_mut().push_back(name);
+        self.with(|portal| portal.push_faults(plan));
     }
 
     /// The target's side of a connection of the network.

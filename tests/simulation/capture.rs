@@ -4,28 +4,24 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
+use berth_iscsi::target::faults::ACTS;
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use super::plan::acted;
 use super::trace;
 
-/// By file and line: the words, and how often.
-type Events = BTreeMap<(&'static str, u32), (String, u64)>;
-
 thread_local! {
-    static EVENTS: RefCell<Events> = const { RefCell::new(BTreeMap::new()) };
+    /// The words, and how often.
+    static EVENTS: RefCell<BTreeMap<String, u64>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Takes the counters of this thread: what was logged from warnings to information, and how often.
 #[must_use]
 pub fn take_counts() -> BTreeMap<String, u64> {
-    let mut counts = BTreeMap::new();
-    for (message, n) in EVENTS.take().into_values() {
-        *counts.entry(message).or_default() += n;
-    }
-    counts
+    EVENTS.take()
 }
 
 /// A subscriber for the threads of the simulation.
@@ -42,7 +38,7 @@ impl Subscriber for Capture {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO || trace::is_kept()
+        *metadata.level() <= Level::INFO || trace::is_kept() || is_about_faults(metadata)
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -55,16 +51,17 @@ impl Subscriber for Capture {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
+        if is_about_faults(metadata) {
+            let mut acts = Acts::default();
+            event.record(&mut acts);
+            if acts.0 {
+                trace::count(acted(acts.1, &acts.2));
+            }
+        }
         if *metadata.level() <= Level::INFO {
-            let place = (metadata.file().unwrap_or(""), metadata.line().unwrap_or(0));
-            EVENTS.with_borrow_mut(|events| {
-                let entry = events.entry(place).or_insert_with(|| {
-                    let mut message = Message(String::new());
-                    event.record(&mut message);
-                    (format!("log: {}", message.0), 0)
-                });
-                entry.1 += 1;
-            });
+            let mut message = Message(String::from("log: "));
+            event.record(&mut message);
+            EVENTS.with_borrow_mut(|events| *events.entry(message.0).or_default() += 1);
         }
         if trace::is_kept() {
             let mut text = Text(String::new());
@@ -79,15 +76,41 @@ impl Subscriber for Capture {
     fn exit(&self, _: &span::Id) {}
 }
 
+/// The target tells of its faults.
+fn is_about_faults(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == "berth_iscsi::target::faults"
+}
+
+/// A fault that acts: whether it is one, the opcode of its PDU, the switch.
+#[derive(Default)]
+struct Acts(bool, u64, String);
+
+impl Visit for Acts {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "opcode" {
+            self.1 = value;
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.0 = format!("{value:?}") == ACTS,
+            "fault" => self.2 = format!("{value:?}"),
+            _ => {}
+        }
+    }
+}
+
 struct Message(String);
 
 impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            let _ = write!(self.0, "{value:?}");
             // Only the words: a message with values in it would be counted under many names.
-            let words = self.0.split(|c: char| c.is_ascii_digit()).next();
-            self.0 = words.unwrap_or("").trim().to_owned();
+            let text = format!("{value:?}");
+            let text = text.trim_start_matches(|c: char| c.is_ascii_digit());
+            let words = text.split(|c: char| c.is_ascii_digit()).next();
+            self.0.push_str(words.unwrap_or("").trim());
         }
     }
 }

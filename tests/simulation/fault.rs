@@ -24,6 +24,11 @@ use super::rng::Rng;
 use super::trace;
 use crate::event;
 
+/// Operation code of READ (16).
+const READ_16: u8 = 0x88;
+/// Response of a task management function: it is not supported (RFC 7143 11.6.1).
+const NOT_SUPPORTED: u8 = 5;
+
 /// Everything that faults act on.
 #[derive(Clone)]
 pub struct World {
@@ -47,7 +52,9 @@ impl World {
         event!("fault", "number {}", planned.number);
         trace::line(format_args!("fault {}: {fault:?}", planned.number));
         if self.act(fault, planned.number).await {
-            trace::count(fault.name());
+            if !fault.happens_later() {
+                trace::count(fault.name());
+            }
         } else {
             trace::line(format_args!("fault {} found nothing to do", planned.number));
         }
@@ -189,11 +196,35 @@ impl World {
                 skip,
             } => {
                 let filter = match which {
+                    // Of an answer about the unit, a residual says how long it is: that is no fault.
+                    CommandFault::ShortRead { admitted: true } => Filter::scsi(READ_16),
                     CommandFault::ShortRead { .. } => Filter::any(),
                     _ => Filter::opcode(0x01),
                 };
                 let rule = Rule::new(filter, 1, command_fault(which)).after(skip);
                 self.on_connections(portal, |plan| plan.commands.insert(0, rule.clone()))
+            }
+            Fault::NoAbort {
+                portal,
+                answered,
+                times,
+            } => {
+                let command = faults::CommandFault::HoldExecution;
+                let command = Rule::new(Filter::opcode(0x01), 1, command);
+                let answer = if answered {
+                    faults::SendFault::Field {
+                        offset: 2,
+                        len: 1,
+                        value: NOT_SUPPORTED.into(),
+                    }
+                } else {
+                    faults::SendFault::Omit
+                };
+                let answer = Rule::new(Filter::opcode(0x22), times, answer);
+                self.on_connections(portal, |plan| {
+                    plan.commands.insert(0, command.clone());
+                    plan.sends.push(answer.clone());
+                })
             }
             Fault::Send {
                 portal,
@@ -206,8 +237,7 @@ impl World {
                 self.on_connections(portal, |plan| plan.sends.push(rule.clone()))
             }
             Fault::Login { which } => {
-                self.array
-                    .with(|portal| portal.push_faults(login_fault(which)));
+                self.array.spoil_login(fault.name(), login_fault(which));
                 true
             }
             Fault::Async { portal, event } => self.send_async(portal, event),

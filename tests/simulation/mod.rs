@@ -15,6 +15,7 @@
 pub mod array;
 pub mod capture;
 pub mod check;
+pub mod coverage;
 pub mod fault;
 pub mod history;
 pub mod net;

@@ -291,6 +291,8 @@ impl Node {
             session: SessionOptions {
                 ping_interval: Some(plan.ping),
                 ping_timeout: plan.ping,
+                abort_timeout: plan.abort_timeout,
+                logical_unit_reset_timeout: plan.abort_timeout,
                 task_management_timeout: Duration::from_secs(3),
                 drain_timeout: Duration::from_secs(5),
                 logout_timeout: Duration::from_secs(3),

@@ -4,6 +4,7 @@
 //! the same: that is how a failing run is made smaller.
 
 mod kinds;
+mod rare;
 mod storm;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use berth_iscsi::login::{DigestPolicy, Offer};
 use berth_iscsi::mutation::Mutation;
 use berth_iscsi::target::PortalSettings;
 
-pub use self::kinds::{CommandFault, Fault, LoginFault, SendFault};
+pub use self::kinds::{CommandFault, Fault, LoginFault, SendFault, acted};
 use super::array::ArraySpec;
 use super::rng::Rng;
 
@@ -46,6 +47,8 @@ pub struct Plan {
     pub offer: Offer,
     /// Time for one SCSI command.
     pub command_timeout: Duration,
+    /// Time for ABORT TASK, and for the LUN RESET after it.
+    pub abort_timeout: Duration,
     /// Silence after which a ping is sent, and after which a session without an answer is lost.
     pub ping: Duration,
     /// I/O waits so long for a path; `None`: for ever.
@@ -175,6 +178,7 @@ impl Plan {
             nbd_buffer_bytes: rng.one_of(&[64 << 10, 64 << 10, 4096, 100]) as usize,
             offer,
             command_timeout: rng.ms(4_000..12_000),
+            abort_timeout: Duration::from_secs(15),
             ping: rng.ms(1_000..4_000),
             recovery_timeout: rng
                 .percent(30)
@@ -195,6 +199,7 @@ impl Plan {
         if plan.array.groups.len() == 2 && rng.percent(45) {
             plan.make_storm(rng);
         }
+        plan.add_rare(&mut Rng::new(seed, 7));
         let rng = &mut Rng::new(seed, 5);
         if rng.percent(20) {
             plan.add_takeover(rng);
@@ -303,10 +308,24 @@ impl Plan {
                 });
             }
         }
+        self.number_faults();
+    }
+
+    /// Puts the faults into the order of their times and numbers them.
+    fn number_faults(&mut self) {
         self.faults.sort_by_key(|fault| fault.at);
         for (number, fault) in self.faults.iter_mut().enumerate() {
             fault.number = number;
         }
+    }
+
+    /// Adds a fault; [`Plan::number_faults`] must follow.
+    fn add_fault(&mut self, at: Duration, fault: Fault) {
+        self.faults.push(PlannedFault {
+            number: 0,
+            at,
+            fault,
+        });
     }
 
     fn fault(&self, kind: u64, rng: &mut Rng) -> Option<Fault> {
@@ -437,15 +456,7 @@ impl Plan {
                 }
             }
             93..95 => Fault::Login {
-                which: match rng.pick(0..4) {
-                    0 => LoginFault::Refused(3, rng.one_of(&[0, 1, 2])),
-                    1 => LoginFault::Silent,
-                    2 => LoginFault::Garbage,
-                    _ => LoginFault::Redirect {
-                        portal: rng.pick(0..portals) as usize,
-                        permanent: rng.percent(30),
-                    },
-                },
+                which: self.login_fault(rng),
             },
             95..98 => Fault::Async {
                 portal,

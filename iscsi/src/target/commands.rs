@@ -438,6 +438,7 @@ impl Connection {
             .iter_mut()
             .find_map(|rule| rule.hits(&subject).then_some(rule))?;
         self.counters.faults += 1;
+        rule.note(subject.opcode);
         Some(rule.fault.clone())
     }
 }

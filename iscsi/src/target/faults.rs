@@ -10,6 +10,9 @@ use std::time::Duration;
 use crate::login::LoginFaults;
 use crate::types::Lun;
 
+/// The message of the debug event that says that a fault acts; its fields are `opcode` (of the PDU) and `fault`.
+pub const ACTS: &str = "an injected fault acts";
+
 /// Everything that one connection shall do wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FaultPlan {
@@ -104,6 +107,15 @@ impl<F> Rule<F> {
             self.times -= 1;
         }
         true
+    }
+}
+
+impl<F: std::fmt::Debug> Rule<F> {
+    /// Tells who listens that the rule acts on a PDU of this opcode; not of rules that always act.
+    pub(super) fn note(&self, opcode: u8) {
+        if self.times != Self::ALWAYS {
+            tracing::debug!(opcode, fault = ?self.fault, "{}", ACTS);
+        }
     }
 }
 

@@ -156,7 +156,12 @@ impl Connection {
             .as_mut()
             .into_iter()
             .flat_map(|plan| &mut plan.sends)
-            .filter_map(|rule| rule.hits(&subject).then(|| rule.fault.clone()))
+            .filter_map(|rule| {
+                rule.hits(&subject).then(|| {
+                    rule.note(opcode);
+                    rule.fault.clone()
+                })
+            })
             .collect();
         self.counters.faults += faults.len() as u64;
         let mut plain = SendQueue::new();

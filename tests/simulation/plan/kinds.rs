@@ -52,6 +52,12 @@ pub enum Fault {
         which: CommandFault,
         skip: u32,
     },
+    /// A command hangs, and so many requests to end it fail: refused, or not answered.
+    NoAbort {
+        portal: usize,
+        answered: bool,
+        times: u32,
+    },
     /// What happens to PDUs that the target sends.
     Send {
         portal: usize,
@@ -120,6 +126,71 @@ pub enum LoginFault {
 }
 
 impl Fault {
+    /// The names of all.
+    pub const NAMES: [&str; 51] = [
+        "fault: connection lost by the initiator, late bytes",
+        "fault: connection lost by the target",
+        "fault: connection lost at a byte",
+        "fault: half-open connection",
+        "fault: partition",
+        "fault: connect refused",
+        "fault: connect unanswered",
+        "fault: throttled link",
+        "fault: slow link",
+        "fault: target restart",
+        "fault: power cut",
+        "fault: ALUA change",
+        "fault: LUN remapped",
+        "fault: LUN unmapped",
+        "fault: resize",
+        "fault: BUSY",
+        "fault: TASK SET FULL",
+        "fault: TASK ABORTED",
+        "fault: sense data",
+        "fault: out of space",
+        "fault: slow command",
+        "fault: slow answer",
+        "fault: command hangs",
+        "fault: answer hangs",
+        "fault: reject",
+        "fault: target failure response",
+        "fault: short read",
+        "fault: cut at a command",
+        "fault: cut after a command",
+        "fault: abort refused",
+        "fault: abort unanswered",
+        "fault: PDU left out",
+        "fault: PDU twice",
+        "fault: PDU damaged",
+        "fault: wrong DataSN",
+        "fault: wrong StatSN",
+        "fault: wrong buffer offset",
+        "fault: wrong task tag",
+        "fault: wrong transfer tag",
+        "fault: cut at a PDU",
+        "fault: login refused",
+        "fault: login unanswered",
+        "fault: login garbage",
+        "fault: login redirected",
+        "fault: asynchronous message 0",
+        "fault: asynchronous message 1",
+        "fault: asynchronous message 2",
+        "fault: asynchronous message 3",
+        "fault: asynchronous message 4",
+        "fault: closed window",
+        "fault: daemon crash",
+    ];
+
+    /// Whether it is set up now and happens later, if at all: then the target says when, and what
+    /// ([`acted`]).
+    #[must_use]
+    pub fn happens_later(self) -> bool {
+        matches!(
+            self,
+            Self::Command { .. } | Self::NoAbort { .. } | Self::Send { .. } | Self::Login { .. }
+        )
+    }
+
     /// The name under which it is counted.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -155,6 +226,8 @@ impl Fault {
                 CommandFault::Cut => "fault: cut at a command",
                 CommandFault::ExecuteThenCut => "fault: cut after a command",
             },
+            Self::NoAbort { answered: true, .. } => "fault: abort refused",
+            Self::NoAbort { .. } => "fault: abort unanswered",
             Self::Send { which, .. } => match which {
                 SendFault::Omit => "fault: PDU left out",
                 SendFault::Duplicate => "fault: PDU twice",
@@ -195,5 +268,39 @@ impl Fault {
             Self::Sense { key, .. } => key == 3 || key == 4 || key == 0xb,
             _ => false,
         }
+    }
+}
+
+/// The name of a fault by what the target says when it acts: the opcode of the PDU, and the switch.
+#[must_use]
+pub fn acted(opcode: u64, switch: &str) -> &'static str {
+    const TASK_MANAGEMENT_RESPONSE: u64 = 0x22;
+    let word = switch
+        .split(|c: char| !c.is_alphanumeric())
+        .next()
+        .unwrap_or("");
+    let is_at = |offset: u32| switch.contains(&format!("offset: {offset},"));
+    match word {
+        "DelayExecution" => "fault: slow command",
+        "DelayResponse" => "fault: slow answer",
+        "HoldExecution" => "fault: command hangs",
+        "HoldResponse" => "fault: answer hangs",
+        "Reject" => "fault: reject",
+        "Response" => "fault: target failure response",
+        "ShortRead" => "fault: short read",
+        "Cut" => "fault: cut at a command",
+        "ExecuteThenCut" => "fault: cut after a command",
+        "Omit" if opcode == TASK_MANAGEMENT_RESPONSE => "fault: abort unanswered",
+        "Omit" => "fault: PDU left out",
+        "Duplicate" => "fault: PDU twice",
+        "Corrupt" => "fault: PDU damaged",
+        "Field" if opcode == TASK_MANAGEMENT_RESPONSE => "fault: abort refused",
+        "Field" if is_at(16) => "fault: wrong task tag",
+        "Field" if is_at(20) => "fault: wrong transfer tag",
+        "Add" if is_at(24) => "fault: wrong StatSN",
+        "Add" if is_at(36) => "fault: wrong DataSN",
+        "Add" if is_at(40) => "fault: wrong buffer offset",
+        "CutAfter" | "CutInside" => "fault: cut at a PDU",
+        _ => "fault: unknown",
     }
 }

@@ -71,10 +71,7 @@ impl Plan {
             }
             at_ms += long + rng.pick(1_000..8_000);
         }
-        self.faults.sort_by_key(|fault| fault.at);
-        for (number, fault) in self.faults.iter_mut().enumerate() {
-            fault.number = number;
-        }
+        self.number_faults();
     }
 
     pub(super) fn add_takeover(&mut self, rng: &mut Rng) {
