@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use berth_tests::Berthd;
-use berth_tests::fio::{Done, Pass, Verify};
+use berth_tests::fio::{Done, Pass, Place, Verify};
 use berth_tests::prober::{AREA_BYTES, Prober};
 use berth_tests::process::wait_for;
 
@@ -30,7 +30,7 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn start(daemon: &Berthd, seed: u64, write_rate_bytes: u64) -> Result<Self> {
         let verify = Verify {
-            nbd_uri: daemon.nbd_uri("disk"),
+            place: Place::Nbd(daemon.nbd_uri("disk")),
             seed,
             area_bytes: AREA_EACH_BYTES,
             write_rate_bytes,

@@ -80,7 +80,11 @@ impl Berthd {
         Ok(daemon)
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Waits until the daemon says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends before, or takes longer than [`DEADLINE`]; with its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let socket = self.api_socket();
         self.process.wait_ready("ready", DEADLINE, || {
             let answer = http::request(&socket, "GET", "/readyz", None, DEADLINE);
@@ -94,16 +98,32 @@ impl Berthd {
     /// # Errors
     /// When it does not stop cleanly or does not get ready again.
     pub fn restart(&mut self, signal: Signal) -> Result<()> {
-        let status = self.process.stop(signal, DEADLINE)?;
-        if signal == Signal::TERM {
-            ensure!(
-                status.success(),
-                "berthd ended with {status}\n{}",
-                self.log()
-            );
-        }
-        self.process = launch(self.dir.path(), self.netns.as_deref())?;
+        self.end(signal)?;
+        self.begin()?;
         self.wait_ready()
+    }
+
+    /// Ends the daemon by a signal and waits for its end.
+    ///
+    /// # Errors
+    /// When it has ended before; after SIGTERM also when its exit code is not 0.
+    pub fn end(&mut self, signal: Signal) -> Result<()> {
+        let status = self.process.stop(signal, DEADLINE)?;
+        ensure!(
+            signal != Signal::TERM || status.success(),
+            "berthd ended with {status}\n{}",
+            self.log()
+        );
+        Ok(())
+    }
+
+    /// Starts the daemon again on the same state after [`Berthd::end`]; does not wait until it is ready. Its log begins anew.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&mut self) -> Result<()> {
+        self.process = launch(self.dir.path(), self.netns.as_deref())?;
+        Ok(())
     }
 
     /// Stops the daemon and fails unless it ends by itself with exit code 0.

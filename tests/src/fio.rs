@@ -1,4 +1,4 @@
-//! fio over NBD: a load whose every block carries its checksum.
+//! fio over NBD or in files: a load whose every block is checked.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::process::Process;
 use crate::{programs, tool};
 
-/// Jobs of [`Verify`], each with an NBD connection and an area of its own.
+/// Jobs of [`Verify`], each with an NBD connection and an area of its own, or with a file of its own.
 const JOBS: [(&str, &str); 4] = [
     // All of it is written, then all of it is read: what a late write has spoiled meanwhile shows.
     ("random", "rw=randwrite"),
@@ -24,11 +24,20 @@ const JOBS: [(&str, &str); 4] = [
     ("sequential", "rw=write\nbs=128k\niodepth=2"),
 ];
 
+/// What fio writes to.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// An export: the areas lie one behind the other from its start on.
+    Nbd(String),
+    /// A folder: each area is a file, and the page cache is left out.
+    Folder(PathBuf),
+}
+
 /// One pass: every job writes its area once, in blocks of mixed sizes, and reads all of it back.
 #[derive(Debug, Clone)]
 pub struct Verify {
     /// What to write to.
-    pub nbd_uri: String,
+    pub place: Place,
     /// Order and contents depend on it: every block is filled with its offset and this number, so that old data is
     /// recognised as wrong. (A checksum would not do: fio takes what an earlier pass has written for right.)
     pub seed: u64,
@@ -111,21 +120,31 @@ impl Verify {
 
     fn job_file(&self) -> String {
         let Self {
-            nbd_uri,
+            place,
             seed,
             area_bytes,
             write_rate_bytes,
         } = self;
+        let engine = match place {
+            Place::Nbd(uri) => format!("ioengine=nbd\nuri={uri}"),
+            Place::Folder(folder) => format!(
+                "ioengine=libaio\ndirect=1\nfilename_format=$jobname\ndirectory={}",
+                folder.display()
+            ),
+        };
         // Not rate_iops: fio takes every block for as small as the smallest.
         let read_rate_bytes = write_rate_bytes * 4;
         let mut text = format!(
-            "[global]\nioengine=nbd\nuri={nbd_uri}\nthread\niodepth=8\nsize={area_bytes}\n\
+            "[global]\n{engine}\nthread\niodepth=8\nsize={area_bytes}\n\
              bssplit=4k/50:12k/20:64k/20:256k/10\nrandseed={seed}\n\
              rate={read_rate_bytes},{write_rate_bytes}\n\
              verify=pattern\nverify_pattern=%o\"pass-{seed}\"\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\nerror_dump=1\n"
         );
         for (number, (name, lines)) in (0_u64..).zip(JOBS) {
-            let offset = number * area_bytes;
+            let offset = match place {
+                Place::Nbd(_) => number * area_bytes,
+                Place::Folder(_) => 0,
+            };
             let _ = writeln!(text, "[{name}]\noffset={offset}\n{lines}");
         }
         text

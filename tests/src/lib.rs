@@ -5,12 +5,14 @@
 //! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
 //! - [`net`]: a network of our own between the two, and what can go wrong with it.
 //! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
+//! - [`guest`]: guest kernels, for what this machine's kernel lacks or must not suffer.
 //! - [`programs`]: where the programs under test come from.
 //! - [`simulation`]: everything in one thread under one clock, from a seed.
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
 pub mod berthd;
 pub mod fio;
+pub mod guest;
 pub mod http;
 pub mod net;
 pub mod peers;

@@ -1,7 +1,9 @@
-//! One small request after the other over an NBD connection of its own: how long does a client wait, and is what it
-//! wrote what it reads?
+//! One small request after the other, over an NBD connection of its own or in a file: how long does a client wait, and is
+//! what it wrote what it reads?
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::fs::OFlags;
 
 use crate::raw_nbd::{CMD_READ, CMD_WRITE, RawClient};
 
@@ -60,6 +63,37 @@ impl Prober {
     ) -> Result<Self> {
         let mut client = RawClient::connect(socket, HANG)?;
         client.go(export)?;
+        Ok(Self::run(interval, move |number| {
+            exchange(&mut client, offset_bytes, number)
+        }))
+    }
+
+    /// The same in a file, past the page cache: what answers is the file system and the device below it.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn start_in(path: &Path, interval: Duration) -> Result<Self> {
+        let flags = i32::try_from(OFlags::DIRECT.bits()).context("O_DIRECT")?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(flags)
+            .open(path)
+            .with_context(|| path.display().to_string())?;
+        let mut memory = vec![0; 2 * BLOCK];
+        Ok(Self::run(interval, move |number| {
+            let aligned = memory.as_ptr().align_offset(BLOCK);
+            file_exchange(&file, &mut memory[aligned..aligned + BLOCK], number)
+        }))
+    }
+
+    /// Calls `exchange` with 0, 1, 2 ... on a thread of its own.
+    fn run(
+        interval: Duration,
+        mut exchange: impl FnMut(u64) -> Result<()> + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (stop, stopped) = sync_channel(1);
         let theirs = Arc::clone(&shared);
@@ -71,7 +105,7 @@ impl Prober {
                     break;
                 }
                 let sent = Instant::now();
-                if let Err(error) = exchange(&mut client, offset_bytes, number) {
+                if let Err(error) = exchange(number) {
                     lock(&theirs).failed = Some(format!("request {number}: {error:#}"));
                     return Err(error);
                 }
@@ -88,11 +122,11 @@ impl Prober {
             }
             Ok(())
         });
-        Ok(Self {
+        Self {
             shared,
             stop: Some(stop),
             thread: Some(thread),
-        })
+        }
     }
 
     /// Whether a request has been answered that was sent at `time` or later.
@@ -138,7 +172,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 fn exchange(client: &mut RawClient, offset_bytes: u64, number: u64) -> Result<()> {
     let round = number / 2;
     let offset = offset_bytes + round % BLOCKS * BLOCK as u64;
-    let pattern: Vec<u8> = (round + 1).to_le_bytes().repeat(BLOCK / 8);
+    let pattern = pattern(round);
     if number.is_multiple_of(2) {
         client.request(CMD_WRITE, number, offset, BLOCK as u32)?;
         client.0.write_all(&pattern)?;
@@ -148,14 +182,36 @@ fn exchange(client: &mut RawClient, offset_bytes: u64, number: u64) -> Result<()
         answer(client, number)?;
         let mut data = vec![0; BLOCK];
         client.0.read_exact(&mut data).context("data")?;
-        ensure!(
-            data == pattern,
-            "offset {offset} reads {:02x?} instead of {:02x?}",
-            &data[..16],
-            &pattern[..16]
-        );
-        Ok(())
+        check(&data, &pattern, offset)
     }
+}
+
+/// As [`exchange`], in a file; `memory` is one block and aligned as direct I/O wants it.
+fn file_exchange(file: &File, memory: &mut [u8], number: u64) -> Result<()> {
+    let round = number / 2;
+    let offset = round % BLOCKS * BLOCK as u64;
+    let pattern = pattern(round);
+    if number.is_multiple_of(2) {
+        memory.copy_from_slice(&pattern);
+        file.write_all_at(memory, offset).context("write")
+    } else {
+        file.read_exact_at(memory, offset).context("read")?;
+        check(memory, &pattern, offset)
+    }
+}
+
+fn pattern(round: u64) -> Vec<u8> {
+    (round + 1).to_le_bytes().repeat(BLOCK / 8)
+}
+
+fn check(data: &[u8], pattern: &[u8], offset: u64) -> Result<()> {
+    ensure!(
+        data == pattern,
+        "offset {offset} reads {:02x?} instead of {:02x?}",
+        &data[..16],
+        &pattern[..16]
+    );
+    Ok(())
 }
 
 fn answer(client: &mut RawClient, number: u64) -> Result<()> {

@@ -1,18 +1,19 @@
 //! An iSCSI target of its own: what benchmarks and interop tests start, and a peer to try things against.
 //!
-//! Prints `listening on ADDR` for every address, then serves until SIGTERM or SIGINT.
+//! Prints `listening on ADDR` for every address, then serves until SIGTERM or SIGINT. At SIGHUP each LUN takes the size that
+//! its file has then, tells its initiators, and `PATH has SIZE bytes` is printed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_iscsi::login::{Account, ChapAlgorithm, DigestPolicy, Offer, Secret, TargetAuth};
 use berth_iscsi::name::IscsiName;
-use berth_iscsi::net::listener::{Listening, Server};
+use berth_iscsi::net::listener::{Listening, Server, ServerHandle};
 use berth_iscsi::target::disk::{Disk, FileDisk, RamDisk, WriteCache};
 use berth_iscsi::target::lu::{LogicalUnit, LuConfig};
-use berth_iscsi::target::{Access, Portal, PortalGroup, PortalSettings, TargetConfig};
+use berth_iscsi::target::{Access, Portal, PortalGroup, PortalSettings, TargetConfig, UnitId};
 use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -138,8 +139,19 @@ async fn run(options: &Options) -> Result<()> {
         let group = u16::try_from(index + 1).context("too many addresses")?;
         listeners.push(Listening { listener, group });
     }
-    let portal = portal(options, &addresses)?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (portal, files) = portal(options, &addresses)?;
     let (server, handle) = Server::new(portal);
+    let resizer = handle.clone();
+    let resize = async move {
+        while hangup.recv().await.is_some() {
+            for (unit, file) in &files {
+                if let Err(error) = resize(&resizer, *unit, file).await {
+                    println!("{}: {error:#}", file.display());
+                }
+            }
+        }
+    };
     for address in addresses {
         println!("listening on {address}");
     }
@@ -151,11 +163,29 @@ async fn run(options: &Options) -> Result<()> {
         // An error means that it has stopped by itself.
         let _ = handle.stop().await;
     };
-    tokio::join!(server.serve(listeners), stop);
+    tokio::select! {
+        biased;
+        _ = async { tokio::join!(server.serve(listeners), stop) } => {}
+        () = resize => {}
+    }
     Ok(())
 }
 
-fn portal(options: &Options, addresses: &[SocketAddr]) -> Result<Portal> {
+/// Gives a unit the size of its file.
+async fn resize(handle: &ServerHandle, unit: UnitId, file: &Path) -> Result<()> {
+    let size_bytes = std::fs::metadata(file)?.len();
+    handle
+        .with(move |portal, _now| {
+            let unit: &mut LogicalUnit = portal.unit_mut(unit).context("the unit is gone")?;
+            unit.resize(size_bytes).map_err(anyhow::Error::from)
+        })
+        .await??;
+    println!("{} has {size_bytes} bytes", file.display());
+    Ok(())
+}
+
+/// The portal, and the units that are files.
+fn portal(options: &Options, addresses: &[SocketAddr]) -> Result<(Portal, Vec<(UnitId, PathBuf)>)> {
     let offer = Offer {
         header_digest: options.header_digest.into(),
         data_digest: options.data_digest.into(),
@@ -213,6 +243,7 @@ fn portal(options: &Options, addresses: &[SocketAddr]) -> Result<Portal> {
     } else {
         &options.lun
     };
+    let mut files = Vec::new();
     for (number, text) in (0..).zip(luns) {
         let disk = disk(text, options).with_context(|| format!("--lun {text}"))?;
         let unit = LogicalUnit::new(
@@ -229,9 +260,13 @@ fn portal(options: &Options, addresses: &[SocketAddr]) -> Result<Portal> {
         );
         let unit = portal.add_unit(Box::new(unit));
         target.luns.insert(number, unit);
+        if let Some(file) = text.strip_prefix("file:") {
+            let path = file.rsplit_once(':').map_or(file, |(path, _)| path);
+            files.push((unit, path.into()));
+        }
     }
     portal.add_target(target)?;
-    Ok(portal)
+    Ok((portal, files))
 }
 
 /// Keeps the identity of a LUN over restarts and apart from those of other targets (FNV-1a).

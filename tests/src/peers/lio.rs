@@ -1,7 +1,6 @@
 //! LIO, the target of the Linux kernel, in a guest kernel (user-mode Linux) behind a tap device in a network namespace.
 
 use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +10,12 @@ use tempfile::TempDir;
 
 use super::{Mortal, Peer, Spec, remove_stale};
 use crate::berthd::{INITIATOR, OTHER_INITIATOR};
+use crate::guest::Booted;
+use crate::guest::uml::{GUEST, Tap, Uml};
 use crate::net::{Netns, Network};
-use crate::process::{Process, wait_for};
-use crate::programs;
+use crate::process::wait_for;
 
 const TARGET: &str = "iqn.2026-11.example:lio";
-/// Addresses of the documentation range: they lead nowhere outside the namespace.
-const HOST: &str = "192.0.2.1";
-const GUEST: &str = "192.0.2.2";
 /// A boot takes 5 to 8 s on two idle cores.
 const DEADLINE: Duration = Duration::from_secs(90);
 /// For a command to the guest, which looks for one ten times a second.
@@ -28,16 +25,14 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Lio {
     // The guest goes before its network and its folder.
-    process: Process,
-    /// Holds the tap device, and routes between it and the links of a network.
-    netns: Arc<Netns>,
+    guest: Booted,
+    /// Routes between the guest and the links of a network.
+    tap: Tap,
     /// Where berth runs, when that is not the namespace of the tap device.
     node: Option<Arc<Netns>>,
     spec: Spec,
     backing: PathBuf,
     commands: u32,
-    /// Program and log of the guest.
-    dir: TempDir,
     /// The guest sees it as /mnt.
     lab: TempDir,
 }
@@ -48,7 +43,6 @@ impl Lio {
     /// # Errors
     /// When user-mode Linux is not installed or the guest does not get ready; with its log.
     pub fn start(spec: Spec) -> Result<Self> {
-        let dir = TempDir::with_prefix("lio-")?;
         // What a durable guest writes it also syncs: memory is the quickest place for that.
         let memory = Path::new("/dev/shm");
         let lab = if spec.durable && memory.is_dir() {
@@ -59,25 +53,15 @@ impl Lio {
         let backing = lab.path().join("lun");
         std::fs::File::create(&backing)?.set_len(spec.size_bytes)?;
         std::fs::write(lab.path().join("target.sh"), configuration(&spec))?;
-        // Not in the lab, which may be below /dev: the guest's /dev is its own.
-        let init = dir.path().join("init");
-        std::fs::write(&init, include_str!("lio-init.sh"))?;
-        std::fs::set_permissions(&init, std::fs::Permissions::from_mode(0o755))?;
-
-        let netns = Netns::create("lio")?;
-        netns.ip("tuntap add tap0 mode tap")?;
-        netns.ip(&format!("addr add {HOST}/24 dev tap0"))?;
-        netns.ip("link set tap0 up")?;
-        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
-        let process = boot(dir.path(), lab.path(), &netns)?;
+        let tap = Tap::new("lio")?;
+        let guest = boot(lab.path(), &tap)?;
         let mut lio = Self {
-            process,
-            netns: Arc::new(netns),
+            guest,
+            tap,
             node: None,
             spec,
             backing,
             commands: 0,
-            dir,
             lab,
         };
         lio.wait_ready()?;
@@ -89,7 +73,7 @@ impl Lio {
     /// # Errors
     /// As [`Network::new`].
     pub fn move_behind(&mut self, links: u8) -> Result<Network> {
-        let network = Network::to(&self.netns, links)?;
+        let network = Network::to(self.tap.netns(), links)?;
         let gateway = network.links[0].target_address();
         network
             .node
@@ -128,7 +112,8 @@ impl Lio {
 
     fn wait_ready(&mut self) -> Result<()> {
         let lab = self.lab.path();
-        self.process
+        self.guest
+            .process
             .wait_ready("target in the guest", DEADLINE, || {
                 if let Ok(step) = std::fs::read_to_string(lab.join("failed")) {
                     let log = std::fs::read_to_string(lab.join("guest.log")).unwrap_or_default();
@@ -139,36 +124,22 @@ impl Lio {
     }
 }
 
-fn boot(dir: &Path, lab: &Path, netns: &Netns) -> Result<Process> {
-    let (lab, home) = (lab.display(), dir.display());
-    let words = [
-        "mem=512M root=/dev/root rootfstype=hostfs rootflags=/ ro".to_owned(),
-        format!("init={home}/init uml_dir={home}/ umid=lio"),
-        "con=null ssl=null con0=null,fd:1 quiet loglevel=4 panic=1".to_owned(),
-        "vec0:transport=tap,ifname=tap0,depth=128,gro=1".to_owned(),
-        format!("LAB={lab} ADDRESS={GUEST}/24 GATEWAY={HOST}"),
-    ]
-    .join(" ");
-    let mut command = netns.prefix()?;
-    command.push(
-        programs::system("linux.uml")?
-            .to_string_lossy()
-            .into_owned(),
-    );
-    command.extend(words.split(' ').map(str::to_owned));
-    Process::start(
-        "LIO guest",
-        Path::new(&command[0]),
-        &command[1..],
-        &[],
-        &dir.join("console.log"),
-    )
+fn boot(lab: &Path, tap: &Tap) -> Result<Booted> {
+    Uml {
+        name: "lio",
+        memory_mib: 512,
+        main: include_str!("lio-main.sh"),
+        folder: lab,
+        environment: &[],
+        tap: Some(tap),
+    }
+    .boot()
 }
 
 impl Mortal for Lio {
     /// Kills the guest kernel: nobody closes its connections, the network is just silent.
     fn kill(&mut self) -> Result<()> {
-        self.process.kill_all()
+        self.guest.process.kill_all()
     }
 
     fn revive(&mut self) -> Result<()> {
@@ -176,7 +147,7 @@ impl Mortal for Lio {
         for stale in ["ready", "command", "done"] {
             remove_stale(&lab.join(stale))?;
         }
-        self.process = boot(self.dir.path(), self.lab.path(), &self.netns)?;
+        self.guest = boot(self.lab.path(), &self.tap)?;
         self.wait_ready()
     }
 
@@ -270,6 +241,6 @@ impl Peer for Lio {
         Some(&self.backing)
     }
     fn netns(&self) -> Option<&str> {
-        Some(self.node.as_ref().unwrap_or(&self.netns).name())
+        Some(self.node.as_ref().unwrap_or(self.tap.netns()).name())
     }
 }

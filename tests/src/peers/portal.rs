@@ -1,15 +1,17 @@
 //! berth's own target role as a program, `portal`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::{Account, Peer, Spec};
 use crate::net::{Netns, Network};
-use crate::process::Process;
+use crate::process::{Process, wait_for};
 use crate::programs;
 
 const TARGET: &str = "iqn.2026-11.example:portal";
@@ -51,20 +53,34 @@ impl Portal {
     /// As [`Portal::start`].
     pub fn start_on(spec: Spec, network: &Network) -> Result<Self> {
         let addresses: Vec<_> = network.links.iter().map(|link| link.portal()).collect();
-        Self::start_at(spec, &[], &addresses, Some(network))
+        Self::start_at(
+            spec,
+            &[],
+            &addresses,
+            Some((&network.target, &network.node)),
+        )
+    }
+
+    /// The same in a namespace, on a free port of `address`.
+    ///
+    /// # Errors
+    /// As [`Portal::start`].
+    pub fn start_in(spec: Spec, address: &str, netns: &Arc<Netns>) -> Result<Self> {
+        Self::start_at(spec, &[], &[format!("{address}:0")], Some((netns, netns)))
     }
 
     fn start_at(
         spec: Spec,
         more: &[&str],
         addresses: &[String],
-        network: Option<&Network>,
+        // The namespace it runs in and the one it is reached from.
+        network: Option<(&Arc<Netns>, &Arc<Netns>)>,
     ) -> Result<Self> {
         let dir = TempDir::with_prefix("portal-")?;
         let backing = dir.path().join("lun");
         let mut command = match network {
             None => Vec::new(),
-            Some(network) => network.target.prefix()?,
+            Some((target, _)) => target.prefix()?,
         };
         command.push(programs::ours("portal")?.to_string_lossy().into_owned());
         for address in addresses {
@@ -103,11 +119,27 @@ impl Portal {
         Ok(Self {
             process,
             addresses,
-            node: network.map(|network| Arc::clone(&network.node)),
+            node: network.map(|(_, node)| Arc::clone(node)),
             spec,
             backing,
             _dir: dir,
         })
+    }
+
+    /// Gives the LUN another size, and tells the initiators.
+    ///
+    /// # Errors
+    /// When the portal does not take it.
+    pub fn resize(&mut self, size_bytes: u64) -> Result<()> {
+        let file = File::options().write(true).open(&self.backing)?;
+        file.set_len(size_bytes)?;
+        self.process.signal(Signal::HUP)?;
+        self.spec.size_bytes = size_bytes;
+        let line = format!("{} has {size_bytes} bytes\n", self.backing.display());
+        wait_for("the portal's LUN is resized", DEADLINE, || {
+            Ok(self.process.log().contains(&line).then_some(()))
+        })
+        .with_context(|| self.process.log())
     }
 
     /// The program's log.

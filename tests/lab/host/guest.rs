@@ -1,0 +1,141 @@
+//! Boots the guest that a scenario asks for, and runs the scenario's program in it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use berth_tests::guest::Booted;
+use berth_tests::guest::debian::Debian;
+use berth_tests::guest::qemu::Qemu;
+use berth_tests::guest::run::to_end;
+use berth_tests::guest::uml::{HOST, Tap, Uml};
+use berth_tests::peers::{Peer as _, Portal, Spec};
+use berth_tests::programs;
+use tempfile::TempDir;
+
+use crate::STOP;
+use crate::scenario::{Place, Scenario};
+
+/// Programs of ours that guests need.
+const PROGRAMS: [&str; 4] = ["lab-guest", "berthd", "berthctl", "portal"];
+/// Folder of logs, in the folder that is shared with the guest.
+const LOGS: &str = "logs";
+
+/// Runs a scenario to its end, in a guest of its own.
+///
+/// # Errors
+/// When it falls short or does not come to its end; says where its logs are.
+pub(crate) fn run(scenario: &Scenario, rounds: u32, seed: u64) -> Result<()> {
+    // Memory: what guests write there they also sync.
+    let folder = TempDir::with_prefix_in("lab-", "/dev/shm")?;
+    std::fs::create_dir(folder.path().join(LOGS))?;
+    let words = format!("{}\n--rounds\n{rounds}\n--seed\n{seed}\n", scenario.name);
+    let status = in_guest(scenario, words, folder.path(), scenario.limit(rounds));
+    match status {
+        Ok(0) => Ok(()),
+        result => {
+            let kept = keep(scenario, folder.path())?;
+            let status = result.with_context(|| format!("logs are in {}", kept.display()))?;
+            ensure!(
+                status == 0,
+                "exit status {status}; logs are in {}",
+                kept.display()
+            );
+            Ok(())
+        }
+    }
+}
+
+fn in_guest(scenario: &Scenario, mut words: String, folder: &Path, limit: Duration) -> Result<i32> {
+    let boot_uml = |words: &str, tap: Option<&Tap>| {
+        std::fs::write(folder.join("arguments"), words)?;
+        let programs = programs::ours(PROGRAMS[0])?;
+        let programs = programs.parent().context("is in a folder")?;
+        Uml {
+            name: scenario.name,
+            memory_mib: scenario.memory_mib,
+            main: include_str!("uml-main.sh"),
+            folder,
+            environment: &[("BERTH_PROGRAMS", programs.to_str().context("path is text")?)],
+            tap,
+        }
+        .boot()
+    };
+    match &scenario.place {
+        Place::Uml => to_its_end(boot_uml(&words, None)?, folder, limit),
+        Place::UmlTargetOutside { lun_mib } => {
+            let tap = Tap::new("lab")?;
+            let portal = Portal::start_in(Spec::open(lun_mib << 20), HOST, tap.netns())?;
+            words += &format!(
+                "--portal\n{}\n--target\n{}\n",
+                portal.portal(),
+                portal.target()
+            );
+            let guest = boot_uml(&words, Some(&tap))?;
+            to_its_end(guest, folder, limit)
+        }
+        Place::Debian { prepare } => {
+            let debian = Debian::get()?;
+            // Not in memory: the programs with all their symbols are large.
+            let payload = TempDir::with_prefix("payload-")?;
+            let main = payload.path().join("main");
+            std::fs::write(payload.path().join("arguments"), &words)?;
+            std::fs::write(&main, include_str!("debian-main.sh"))?;
+            make_executable(&main)?;
+            for name in PROGRAMS {
+                std::fs::copy(programs::ours(name)?, payload.path().join(name))?;
+            }
+            prepare(payload.path())?;
+            let guest = Qemu {
+                debian: &debian,
+                memory_mib: scenario.memory_mib,
+                payload: payload.path(),
+                folder,
+            }
+            .boot()?;
+            to_its_end(guest, folder, limit)
+        }
+    }
+}
+
+fn to_its_end(mut guest: Booted, folder: &Path, limit: Duration) -> Result<i32> {
+    let stop = || STOP.load(Ordering::Relaxed);
+    let result = to_end(
+        &mut guest.process,
+        folder,
+        limit,
+        &stop,
+        &mut std::io::stdout(),
+    );
+    // What the kernel said is worth having beside the rest.
+    std::fs::write(folder.join(LOGS).join("console"), guest.process.log())?;
+    result
+}
+
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Ok(std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// Saves the logs of a run that failed beside the programs it ran.
+fn keep(scenario: &Scenario, folder: &Path) -> Result<PathBuf> {
+    let program = programs::ours(PROGRAMS[0])?;
+    let kept = program
+        .parent()
+        .context("is in a folder")?
+        .join("lab-logs")
+        .join(scenario.name);
+    if kept.exists() {
+        std::fs::remove_dir_all(&kept)?;
+    }
+    std::fs::create_dir_all(&kept)?;
+    for entry in std::fs::read_dir(folder.join(LOGS))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), kept.join(entry.file_name()))?;
+    }
+    Ok(kept)
+}

@@ -1,0 +1,128 @@
+//! What scenarios there are, and what each needs.
+
+use std::time::Duration;
+
+/// One scenario. What it does is in the guest's program, in the module of its name.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    /// Its name, which is also the first argument of the guest's program.
+    pub(crate) name: &'static str,
+    /// What it shows.
+    pub(crate) shows: &'static str,
+    /// Where it runs.
+    pub(crate) place: Place,
+    /// Memory of the guest in MiB.
+    pub(crate) memory_mib: u32,
+    /// Rounds of a whole run.
+    pub(crate) rounds: u32,
+    /// Rounds of a quick one.
+    pub(crate) quick_rounds: u32,
+    /// Longest time without rounds, on a busy machine: boot, set-up, checks at the end, power-off.
+    pub(crate) base: Duration,
+    /// Longest time of a round.
+    pub(crate) round: Duration,
+}
+
+impl Scenario {
+    /// Longest time of so many rounds.
+    pub(crate) fn limit(&self, rounds: u32) -> Duration {
+        self.base + self.round * rounds
+    }
+}
+
+/// A guest, and where the target is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// User-mode Linux on the host's root, and nothing of the scenario outside.
+    Uml,
+    /// The same, with the target on the host: as in real life its memory is not the node's.
+    UmlTargetOutside {
+        /// Size of its LUN in MiB.
+        lun_mib: u64,
+    },
+    /// A machine with Debian and systemd. The scenario's program is run again after a reboot.
+    Debian {
+        /// Makes more for the payload, below its folder; gets that folder. What it makes is in /lab of the machine.
+        prepare: fn(&std::path::Path) -> anyhow::Result<()>,
+    },
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// In the order in which `all` runs them.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "crash",
+        shows: "file systems survive kill -9 of berthd at random moments, under load",
+        place: Place::Uml,
+        memory_mib: 2048,
+        rounds: 200,
+        quick_rounds: 8,
+        base: seconds(300),
+        round: seconds(30),
+    },
+    Scenario {
+        name: "restart",
+        shows: "file systems survive planned restarts of berthd, under load",
+        place: Place::Uml,
+        memory_mib: 2048,
+        rounds: 200,
+        quick_rounds: 8,
+        base: seconds(300),
+        round: seconds(30),
+    },
+    Scenario {
+        name: "absent",
+        shows: "I/O waits for a berthd that is away, 9 s a round, and goes on",
+        place: Place::Uml,
+        memory_mib: 2048,
+        rounds: 20,
+        quick_rounds: 2,
+        base: seconds(300),
+        round: seconds(20),
+    },
+    Scenario {
+        name: "resize",
+        shows: "a LUN that grows makes the device and its file system grow, online",
+        place: Place::Uml,
+        memory_mib: 1024,
+        rounds: 4,
+        quick_rounds: 2,
+        base: seconds(200),
+        round: seconds(60),
+    },
+    Scenario {
+        name: "memory",
+        shows: "writeback to the device completes when there is no memory for anything else",
+        place: Place::UmlTargetOutside { lun_mib: 1024 },
+        memory_mib: 1024,
+        rounds: 10,
+        quick_rounds: 1,
+        base: seconds(200),
+        round: seconds(120),
+    },
+    Scenario {
+        name: "detach",
+        shows: "a device in use is not taken away unless forced, and numbers are used again safely",
+        place: Place::Uml,
+        memory_mib: 1024,
+        rounds: 1000,
+        quick_rounds: 20,
+        base: seconds(300),
+        round: seconds(20),
+    },
+    Scenario {
+        name: "systemd",
+        shows: "a machine with systemd comes up, and again after a reboot",
+        place: Place::Debian {
+            prepare: |_payload| Ok(()),
+        },
+        memory_mib: 1024,
+        rounds: 1,
+        quick_rounds: 1,
+        base: seconds(900),
+        round: seconds(60),
+    },
+];

@@ -1,0 +1,114 @@
+//! User-mode Linux: a kernel that is a process of the host.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use super::Booted;
+use crate::net::Netns;
+use crate::process::Process;
+use crate::programs;
+
+/// Addresses of the documentation range: they lead nowhere outside the namespace.
+pub const HOST: &str = "192.0.2.1";
+/// The guest's end of the cable.
+pub const GUEST: &str = "192.0.2.2";
+
+/// What a guest shall be like.
+#[derive(Debug)]
+pub struct Uml<'a> {
+    /// A word for people who list processes.
+    pub name: &'a str,
+    /// Memory in MiB; the host gives it page by page, when it is used.
+    pub memory_mib: u32,
+    /// The script that runs as PID 1 once the root stands; it must not end, but may power off.
+    pub main: &'a str,
+    /// Host and guest both see it; /mnt of the guest. May be anywhere but in a folder whose host path changes.
+    pub folder: &'a Path,
+    /// Words for the environment of `main`.
+    pub environment: &'a [(&'a str, &'a str)],
+    /// Where the guest's network card is plugged in; `None`: it has none.
+    pub tap: Option<&'a Tap>,
+}
+
+/// A network namespace with a cable to a guest in it: the namespace is [`HOST`], the guest [`GUEST`].
+#[derive(Debug)]
+pub struct Tap {
+    netns: Arc<Netns>,
+}
+
+impl Tap {
+    /// Makes the namespace, which also routes. Needs root.
+    ///
+    /// # Errors
+    /// When the kernel or the rights do not allow it.
+    pub fn new(kind: &str) -> Result<Self> {
+        let netns = Netns::create(kind)?;
+        netns.ip("tuntap add tap0 mode tap")?;
+        netns.ip(&format!("addr add {HOST}/24 dev tap0"))?;
+        netns.ip("link set tap0 up")?;
+        netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
+        let netns = Arc::new(netns);
+        Ok(Self { netns })
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Arc<Netns> {
+        &self.netns
+    }
+}
+
+impl Uml<'_> {
+    /// Starts the guest. A step of its start that fails is named in the file `failed` of the folder.
+    ///
+    /// # Errors
+    /// When user-mode Linux is not installed.
+    pub fn boot(&self) -> Result<Booted> {
+        // Not in the folder, which may be below /dev: the guest's /dev is its own.
+        let home = TempDir::with_prefix("uml-")?;
+        executable(&home.path().join("init"), include_str!("uml-init.sh"))?;
+        executable(&self.folder.join("main"), self.main)?;
+        let mut command = match self.tap {
+            Some(tap) => tap.netns.prefix()?,
+            None => Vec::new(),
+        };
+        let kernel = programs::system("linux.uml")?;
+        command.push(kernel.to_string_lossy().into_owned());
+        command.extend(self.words(home.path()).split(' ').map(str::to_owned));
+        let log = home.path().join("console.log");
+        let program = Path::new(&command[0]);
+        let process = Process::start(self.name, program, &command[1..], &[], &log)?;
+        Ok(Booted::new(process, home))
+    }
+
+    fn words(&self, home: &Path) -> String {
+        let Self {
+            name, memory_mib, ..
+        } = self;
+        let (home, folder) = (home.display(), self.folder.display());
+        let mut words = format!(
+            "mem={memory_mib}M root=/dev/root rootfstype=hostfs rootflags=/ ro init={home}/init \
+             uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=4 panic=1 FOLDER={folder}"
+        );
+        if self.tap.is_some() {
+            words += " vec0:transport=tap,ifname=tap0,depth=128,gro=1";
+            let _ = write!(words, " ADDRESS={GUEST}/24 GATEWAY={HOST}");
+        }
+        // What the kernel does not know becomes the environment of init.
+        for (name, value) in self.environment {
+            let _ = write!(words, " {name}={value}");
+        }
+        words
+    }
+}
+
+fn executable(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
