@@ -11,10 +11,11 @@ use berth_api::types::{EventKind, NewEvent, unix_ms_now};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::config::Config;
+use crate::config::{Config, KernelDevices};
 use crate::discovery::Discoverer;
 use crate::initiator::Initiator;
 use crate::nbd;
+use crate::nbd::kernel::{KernelNbd, LinuxDriver};
 use crate::node;
 use crate::plane::DataPlane;
 use crate::service::{NodeFacts, Service};
@@ -96,14 +97,29 @@ impl Daemon {
         Self::start_under(config, ServiceManager::none()).await
     }
 
-    /// Starts every part. Nothing is reachable before all state is loaded. Where the service manager listens
-    /// for us, its sockets are served: clients that came while there was no daemon are waiting there.
+    /// Starts every part on this machine. Nothing is reachable before all state is loaded. Where the service
+    /// manager listens for us, its sockets are served: clients that came while there was no daemon are
+    /// waiting there. The kernel's NBD module is asked for, once.
     ///
     /// # Errors
     /// When a part cannot be started; what was started before is ended.
     pub async fn start_under(
         config: &Config,
         service_manager: ServiceManager,
+    ) -> anyhow::Result<Self> {
+        let wanted = config.nbd.kernel != KernelDevices::Never;
+        let driver = tokio::task::spawn_blocking(move || LinuxDriver::open(wanted)).await?;
+        Self::start_with(config, service_manager, Arc::new(driver)).await
+    }
+
+    /// Starts every part with a kernel of choice.
+    ///
+    /// # Errors
+    /// As [`Daemon::start_under`].
+    pub async fn start_with(
+        config: &Config,
+        service_manager: ServiceManager,
+        kernel: Arc<dyn nbd::kernel::Driver>,
     ) -> anyhow::Result<Self> {
         let mut inherited = service_manager.inherited;
         let state_dir = &config.node.state_dir;
@@ -142,6 +158,11 @@ impl Daemon {
                 let initiator = Arc::clone(&initiator);
                 Box::new(move |name, intent, terms| initiator.volume_spec(name, intent, terms))
             },
+            kernel: KernelNbd::new(
+                kernel,
+                service_manager.store,
+                config.nbd.device.settings(config.nbd.kernel),
+            ),
             node_id: initiator.node_id(),
             recovery_timeout: config.iscsi.recovery.timeout_seconds,
             attachments_max: ATTACHMENTS_MAX,

@@ -10,12 +10,12 @@ use berth_api::types::{
     AttachRequest, Attachment, AttachmentPatch, CheckResult, DeviceWish, Discovery,
     DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, unix_ms_now,
 };
-use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService};
+use berth_api::{Attached, AttachmentName, Call, Error, EventStream, NodeService};
 
 use crate::discovery::Discoverer;
 use crate::metrics;
 use crate::nbd::wire::PAYLOAD_MAX_BYTES;
-use crate::volume::{Known, Manager};
+use crate::volume::{Known, Manager, failure};
 
 pub use view::nbd_uri;
 
@@ -93,12 +93,12 @@ impl NodeService for Service {
         name: &AttachmentName,
         request: AttachRequest,
     ) -> Result<Attached, Error> {
-        if request.device == DeviceWish::Kernel {
-            let detail = "this berthd has no kernel devices; ask for device \"socket\" or \"auto\" \
-                          and use the NBD socket";
-            return Err(Error::new(Code::NotImplemented, detail)
-                .with_field("device")
-                .with_attachment(name));
+        if request.device == DeviceWish::Kernel
+            && self.manager.get(name).is_none()
+            && let Err(reason) = self.manager.kernel_available().await
+        {
+            // Said before anything is done; nothing is kept of it.
+            return Err(failure::no_device(&reason).with_attachment(name));
         }
         tracing::info!(volume = %name, peer = ?call.peer, request_id = call.request_id, takeover = request.takeover, "attach asked for");
         let created = self.manager.attach(name, request).await?;
@@ -149,6 +149,7 @@ impl NodeService for Service {
     }
 
     async fn node(&self) -> Result<Node, Error> {
+        let kernel = self.manager.kernel_available().await;
         Ok(Node {
             name: self.facts.name.clone(),
             initiator_name: self.facts.initiator_name.clone(),
@@ -156,8 +157,8 @@ impl NodeService for Service {
             started_unix_ms: self.facts.started_unix_ms,
             nbd_socket: self.facts.nbd_socket.display().to_string(),
             kernel_nbd: KernelNbd {
-                available: false,
-                detail: Some("this berthd has no kernel devices yet".to_owned()),
+                available: kernel.is_ok(),
+                detail: kernel.err().map(|reason| reason.to_string()),
             },
             limits: NodeLimits {
                 attachments_max: u32::try_from(self.facts.attachments_max).unwrap_or(u32::MAX),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use berth_agent::app::Daemon;
-use berth_agent::config::Config;
+use berth_agent::config::{Config, KernelDevices};
 use berth_agent::nbd::client::{Connection, Wishes};
 use berth_agent::nbd::uri::Uri;
 use berth_agent::sim::portal::{SimPortal, SimVolume};
@@ -135,6 +135,8 @@ fn config(dir: &Path) -> Config {
     let mut config = Config::default();
     config.node.state_dir = dir.join("state");
     config.node.runtime_dir = dir.to_owned();
+    // The machine's own devices are not for tests.
+    config.nbd.kernel = KernelDevices::Never;
     config
 }
 

@@ -130,6 +130,10 @@ codes! {
     Throttled "throttled" 429 ResourceExhausted retry "Too many requests";
     /// This build or this kernel cannot do it.
     NotImplemented "not-implemented" 501 Unimplemented final "Not available here";
+    /// The kernel device was taken away from outside.
+    DeviceLost "device-lost" 500 FailedPrecondition retry "The device was taken away";
+    /// The kernel's NBD driver, or the device, failed.
+    DeviceFailed "device-failed" 500 Internal retry "The kernel device failed";
     /// The volume is not the one it was.
     IdentityMismatch "identity-mismatch" 500 Internal final "The volume is not the one expected";
     /// Going on could lose data.

@@ -377,6 +377,7 @@ impl Node {
                 ..Negotiated::for_kernel(&info)
             },
             permit: None,
+            resends: false,
         });
         let facts = ExportFacts {
             name: None,

@@ -1,6 +1,7 @@
 //! The configuration file: read and checked whole before any port opens.
 
 mod credentials;
+mod device;
 mod memory;
 mod recovery;
 mod units;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use berth_api::Secret;
 use serde::Deserialize;
 
+pub use device::Device;
 pub use memory::{Effort, Memory};
 pub use recovery::{Limit, Recovery};
 pub use units::{Size, Span};
@@ -95,6 +97,8 @@ pub struct Nbd {
     pub requests_max: usize,
     /// Most bytes of requests in flight of one connection.
     pub bytes_max: Size,
+    /// Kernel devices.
+    pub device: Device,
 }
 
 impl Default for Nbd {
@@ -106,6 +110,7 @@ impl Default for Nbd {
             handshake_timeout: Span(Duration::from_secs(10)),
             requests_max: 256,
             bytes_max: Size(64 << 20),
+            device: Device::default(),
         }
     }
 }
@@ -114,11 +119,11 @@ impl Default for Nbd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelDevices {
-    /// Where it can be done; so far it cannot, and the NBD socket serves alone.
+    /// Where the kernel has NBD; elsewhere the NBD socket serves alone.
     Auto,
-    /// Always; refused while it cannot be done.
+    /// Unless an attachment wants the socket only; without NBD in the kernel attachments fail.
     Always,
-    /// Never.
+    /// Never; attachments that insist on one are refused.
     Never,
 }
 
@@ -403,11 +408,7 @@ impl Config {
         if let Err(message) = self.token() {
             return Err(("api.token_file", message));
         }
-        if self.nbd.kernel == KernelDevices::Always {
-            let message = "this berthd has no kernel devices; use \"auto\" or \"never\", and the \
-                           NBD socket";
-            return Err(("nbd.kernel", message.to_owned()));
-        }
+        self.nbd.device.check()?;
         range(
             "nbd.connections_max",
             self.nbd.connections_max as u64,
@@ -549,7 +550,6 @@ mod tests {
             ("[iscsi]\nfirst_burst = \"32MiB\"", "iscsi.first_burst"),
             ("[iscsi]\nping_timeout = \"0s\"", "iscsi.ping_timeout"),
             ("[nbd]\nrequests_max = 0", "nbd.requests_max"),
-            ("[nbd]\nkernel = \"always\"", "nbd.kernel"),
             ("[api]\ntoken_file = \"/nowhere/token\"", "api.token_file"),
         ] {
             let message = refused(text);

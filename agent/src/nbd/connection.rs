@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use berth_iobuf::{ReceiveBuffer, SendQueue};
+use bytes::BufMut as _;
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::UnixStream;
@@ -79,6 +80,10 @@ pub struct Handover {
     pub negotiated: Negotiated,
     /// Counts the connection as open for as long as it lives.
     pub permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// The client sends again, over another connection, what this one leaves unanswered. Then a drain stops at
+    /// a message boundary ([`End::Parked`]), and the connection ends only when nothing that it took is under
+    /// way any more: what comes again cannot be overtaken by its first copy.
+    pub resends: bool,
 }
 
 impl Handover {
@@ -93,6 +98,7 @@ impl Handover {
             input: ReceiveBuffer::new(),
             negotiated: Negotiated::for_kernel(export),
             permit: None,
+            resends: true,
         })
     }
 }
@@ -109,6 +115,10 @@ pub enum End {
     /// Drained on request: everything taken was answered.
     #[error("stopped after everything was answered")]
     Drained,
+    /// Drained on request of a client that sends again what is left unanswered: nothing was read in part
+    /// either, so that whoever has the socket can go on with it.
+    #[error("parked at a message boundary after everything was answered")]
+    Parked,
     /// Cut on request.
     #[error("cut")]
     Cut,
@@ -207,12 +217,20 @@ pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Sto
         out: SendQueue::new(),
         client,
         stop: StopWatch { stop, key: None },
+        resends: handover.resends,
+        parking: false,
         end: End::Disconnected,
     };
     let _permit = handover.permit;
     match poll_fn(|cx| connection.poll(cx)).await {
         Ok(()) => connection.end,
-        Err(end) => end,
+        Err(End::Cut) => End::Cut,
+        Err(end) => {
+            if connection.resends {
+                poll_fn(|cx| connection.poll_settled(cx)).await;
+            }
+            end
+        }
     }
 }
 
@@ -223,6 +241,10 @@ struct Connection {
     out: SendQueue,
     client: Client,
     stop: StopWatch,
+    /// See [`Handover::resends`].
+    resends: bool,
+    /// To be parked at the next message boundary.
+    parking: bool,
     /// What to say once everything is answered.
     end: End,
 }
@@ -232,6 +254,7 @@ impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         match self.stop.poll(cx) {
             StopMode::Run => {}
+            StopMode::Drain if self.resends => self.parking = true,
             StopMode::Drain => self.take_no_more(End::Drained),
             StopMode::Cut => return Poll::Ready(Err(End::Cut)),
         }
@@ -268,9 +291,20 @@ impl Connection {
             if !self.transmission.wants_input() {
                 break;
             }
+            // Only the rest of a message that has begun is read while parking.
+            let most = if self.parking {
+                self.transmission.rest_of_message(self.input.len())
+            } else {
+                usize::MAX
+            };
+            if most == 0 {
+                self.take_no_more(End::Parked);
+                break;
+            }
             // A short read tells tokio that the socket is empty, so the next turn of this loop makes
             // no system call but leaves the waker. Its budget ends the loop under a flood.
-            let read = pin!(self.stream.read_buf(self.input.room()));
+            let mut room = self.input.room().limit(most);
+            let read = pin!(self.stream.read_buf(&mut room));
             match Future::poll(read, cx) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => {
@@ -308,6 +342,20 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Waits until the device has finished everything that was taken; the answers have nobody to go to.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.stop.poll(cx) == StopMode::Cut {
+            return Poll::Ready(());
+        }
+        self.client.pump();
+        while self.client.in_flight() > 0 {
+            if ready!(self.client.poll_complete(cx)).is_none() {
+                break;
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Sends what is queued. True if something left.

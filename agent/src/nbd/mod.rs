@@ -8,6 +8,7 @@
 //! - [`wire`]: every message of the protocol, parsed and emitted; no state.
 //! - [`export`]: what an export looks like to clients; transmission flags and block sizes.
 //! - [`handshake`]: the server's side of the negotiation, without sockets.
+//! - [`kernel`]: `/dev/nbdN`, whose connections need no negotiation.
 //! - [`transmission`]: requests and replies after it, without sockets.
 //!
 //! Left out: oldstyle negotiation (nothing that is alive needs it), TLS (the socket is local and
@@ -18,6 +19,7 @@ pub mod client;
 pub mod connection;
 pub mod export;
 pub mod handshake;
+pub mod kernel;
 pub mod reply;
 pub mod server;
 pub mod status;

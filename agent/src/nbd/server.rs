@@ -256,6 +256,7 @@ fn hand_over(
             input,
             negotiated,
             permit: Some(permit),
+            resends: false,
         }),
         Err(error) => tracing::warn!(%error, "cannot hand over an NBD connection"),
     }

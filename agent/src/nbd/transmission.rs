@@ -164,6 +164,26 @@ impl Transmission {
         matches!(self.state, State::Ended)
     }
 
+    /// Bytes that a message which has begun still lacks, or its header, with `unread_bytes` of input left; 0 at
+    /// a message boundary. A header that has come may ask for more.
+    #[must_use]
+    pub fn rest_of_message(&self, unread_bytes: usize) -> usize {
+        match &self.state {
+            State::Header if unread_bytes == 0 => 0,
+            State::Header => {
+                let header_len = if self.rules.mode == ReplyMode::Extended {
+                    EXTENDED_BYTES
+                } else {
+                    COMPACT_BYTES
+                };
+                header_len.saturating_sub(unread_bytes)
+            }
+            State::Payload { left, .. } => left.saturating_sub(unread_bytes),
+            State::Drain { left, .. } => usize::try_from(*left).unwrap_or(usize::MAX),
+            State::Ended => 0,
+        }
+    }
+
     /// Takes no more requests; one that has arrived in part is forgotten, as if the client had
     /// been cut off before it.
     pub fn end(&mut self) {

@@ -88,6 +88,8 @@ struct LocalVolume {
     unclean: bool,
     keeper: JoinHandle<()>,
     connections: JoinSet<End>,
+    /// Of the kernel device.
+    kernel: JoinSet<()>,
     stop: Stop,
     /// No new connections: it is being taken away.
     ending: bool,
@@ -238,6 +240,7 @@ async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume
         unclean: false,
         keeper,
         connections: JoinSet::new(),
+        kernel: JoinSet::new(),
         stop: Stop::new(),
         ending: false,
         forced: false,
@@ -334,6 +337,7 @@ impl LocalVolume {
                     log_end(&context.spec.name, end);
                     continue;
                 }
+                Some(_) = self.kernel.join_next() => continue,
                 Some(end) = self.paths.join_next() => {
                     self.on_path_end(end);
                     continue;
@@ -341,8 +345,12 @@ impl LocalVolume {
             };
             match command {
                 Some(VolumeCommand::Serve(handover)) => self.serve_client(*handover),
+                Some(VolumeCommand::ServeKernel { handover, ended }) => {
+                    self.serve_kernel(*handover, ended);
+                }
                 Some(VolumeCommand::Snapshot(answer)) => {
-                    let _ = answer.send(context.snapshot(self.clients()));
+                    let kernel = u32::from(!self.kernel.is_empty());
+                    let _ = answer.send(context.snapshot(self.clients() + kernel));
                 }
                 Some(VolumeCommand::Configure { change, answer }) => {
                     self.configure(change);
@@ -360,6 +368,10 @@ impl LocalVolume {
                         self.forced = force;
                         let _ = answer.send(Ok(()));
                     }
+                }
+                Some(VolumeCommand::KeepOn) => {
+                    self.ending = false;
+                    self.forced = false;
                 }
                 Some(VolumeCommand::End(leave)) => return self.end(leave).await,
                 // Dropped without a word, as when the daemon dies: what is kept says that it comes back.
@@ -442,6 +454,19 @@ impl LocalVolume {
         self.connections.spawn_local(serve);
     }
 
+    fn serve_kernel(&mut self, handover: Handover, ended: oneshot::Sender<End>) {
+        let client = Client::new(Rc::clone(&self.context.hub));
+        let limits = self.context.spec.nbd;
+        let serve = nbd::connection::serve(handover, client, limits, self.stop.clone());
+        let volume = self.context.spec.name.clone();
+        self.kernel.spawn_local(async move {
+            let end = serve.await;
+            tracing::info!(volume, %end, "the connection of the kernel device ended");
+            // Whoever asked may have gone.
+            let _ = ended.send(end);
+        });
+    }
+
     /// It cannot go on: every request was answered with an error; clients get these answers before the end.
     async fn give_up(mut self) -> Ended {
         self.context.hub.borrow_mut().pump();
@@ -449,8 +474,12 @@ impl LocalVolume {
         self.stop.drain();
         // The connections end by themselves once their clients have the answers.
         let mut connections = std::mem::take(&mut self.connections);
+        let mut kernel = std::mem::take(&mut self.kernel);
         tokio::task::spawn_local(async move {
-            let all = async { while connections.join_next().await.is_some() {} };
+            let all = async {
+                while connections.join_next().await.is_some() {}
+                while kernel.join_next().await.is_some() {}
+            };
             let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
         });
         self.stop_paths(Instant::now() + self.context.spec.logout_timeout)
@@ -493,7 +522,10 @@ impl LocalVolume {
 
     /// Waits for the connections to end. Returns whether they did.
     async fn drain_until(&mut self, deadline: Instant) -> bool {
-        let drained = async { while self.connections.join_next().await.is_some() {} };
+        let drained = async {
+            while self.connections.join_next().await.is_some() {}
+            while self.kernel.join_next().await.is_some() {}
+        };
         tokio::time::timeout_at(deadline, drained).await.is_ok()
     }
 

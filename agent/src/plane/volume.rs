@@ -71,6 +71,11 @@ pub struct InUse {
 /// What a volume's task is asked for.
 pub(super) enum VolumeCommand {
     Serve(Box<nbd::connection::Handover>),
+    /// The connection of the volume's kernel device; it is no client that keeps the volume open.
+    ServeKernel {
+        handover: Box<nbd::connection::Handover>,
+        ended: oneshot::Sender<nbd::connection::End>,
+    },
     Snapshot(oneshot::Sender<Snapshot>),
     Configure {
         change: Reconfigure,
@@ -80,6 +85,8 @@ pub(super) enum VolumeCommand {
         force: bool,
         answer: oneshot::Sender<Result<(), InUse>>,
     },
+    /// Undoes [`VolumeCommand::BeginDetach`].
+    KeepOn,
     End(Leave),
 }
 
@@ -178,6 +185,20 @@ impl Volume {
             .try_send(VolumeCommand::Serve(Box::new(handover)));
     }
 
+    /// Lets the volume serve the connection of its kernel device. Says how that ended once it has; without a
+    /// word when it could not be served.
+    pub fn serve_kernel(
+        &self,
+        handover: nbd::connection::Handover,
+    ) -> oneshot::Receiver<nbd::connection::End> {
+        let (ended, receiver) = oneshot::channel();
+        let handover = Box::new(handover);
+        let _ = self
+            .commands
+            .try_send(VolumeCommand::ServeKernel { handover, ended });
+        receiver
+    }
+
     /// How it stands; `None` when it has ended or does not answer at once.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         let (sender, receiver) = oneshot::channel();
@@ -211,7 +232,8 @@ impl Volume {
         receiver.await.map_err(|_| ended())?
     }
 
-    /// Takes no more NBD connections, unless some are open and `force` is not set.
+    /// Takes no more NBD connections, unless some are open and `force` is not set. That of the kernel device
+    /// does not count: who has the device open is another question.
     ///
     /// # Errors
     /// When it is open; nothing has changed then.
@@ -226,6 +248,11 @@ impl Volume {
             return Ok(()); // It has ended already.
         }
         receiver.await.unwrap_or(Ok(()))
+    }
+
+    /// It is not detached after all: takes NBD connections again.
+    pub async fn keep_on(&self) {
+        let _ = self.commands.send(VolumeCommand::KeepOn).await;
     }
 
     /// Ends it in good order: I/O in flight is finished, the cache is flushed, the reservation is given back

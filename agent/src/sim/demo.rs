@@ -12,7 +12,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use super::portal::{SimPortal, SimVolume};
 use super::workload::{self, Pace};
 use crate::app::Daemon;
-use crate::config::Config;
+use crate::config::{Config, KernelDevices};
 use crate::nbd::uri::Uri;
 
 /// Options of `berthd demo`.
@@ -53,6 +53,8 @@ pub async fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let mut config = Config::default();
     config.node.state_dir = dir.path().join("state");
     config.node.runtime_dir = dir.path().to_owned();
+    // Nothing outside the directory is touched.
+    config.nbd.kernel = KernelDevices::Never;
     let daemon = Daemon::start(&config).await?;
     step("portal", &format!("{} (in memory)", portal.address()));
     step("daemon", &format!("API {}", daemon.api_socket().display()));

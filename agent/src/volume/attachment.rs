@@ -25,9 +25,11 @@ use berth_api::{AttachmentName, Code, Error};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attempt::{Prepared, Terms, attempt, lost_before};
+use super::device::Served;
 use super::intent::{Intent, Intents};
 use super::serving::ChangeAnswer;
 use crate::block::lun::reservation::{Key, NodeId};
+use crate::nbd::kernel::KernelNbd;
 use crate::plane::{DataPlane, Volume, VolumeSpec};
 
 /// Calls that may wait for one attachment's task.
@@ -55,6 +57,10 @@ pub(super) struct View {
     pub(super) reason: Option<Reason>,
     /// There while attached.
     pub(super) volume: Option<Arc<Volume>>,
+    /// Its kernel device, as `/dev/nbd3`.
+    pub(super) device: Option<String>,
+    /// Why there is none, where one was wanted.
+    pub(super) device_detail: Option<String>,
     /// Times that a session was set up.
     pub(super) attached_times: u64,
 }
@@ -94,6 +100,8 @@ pub(super) struct Context {
     pub(super) plane: Arc<DataPlane>,
     pub(super) events: Arc<EventLog>,
     pub(super) spec: MakeSpec,
+    /// Kernel devices of this node.
+    pub(super) kernel: KernelNbd,
     /// The node's number in reservation keys.
     pub(super) node_id: NodeId,
     /// For attachments that do not say how long I/O waits.
@@ -118,6 +126,8 @@ impl Attachment {
             since_unix_ms: unix_ms_now(),
             reason: None,
             volume: None,
+            device: None,
+            device_detail: None,
             attached_times: 0,
         });
         let task = Task {
@@ -129,6 +139,7 @@ impl Attachment {
             waiting: Vec::new(),
             takeover: false,
             detaching: VecDeque::new(),
+            device: None,
         };
         tokio::spawn(task.run(origin));
         Self { calls, view }
@@ -174,6 +185,8 @@ pub(super) struct Task {
     pub(super) takeover: bool,
     /// Who waits for the detach under way.
     pub(super) detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
+    /// The kernel device, while a volume serves it.
+    pub(super) device: Option<Served>,
 }
 
 /// What the task does next.
@@ -322,7 +335,13 @@ impl Task {
                 }
             };
             let error = match self.conclude(outcome, was_clean).await {
-                Ok(volume) => return Next::Attached(volume),
+                Ok(volume) => match self.bring_device_up(&volume).await {
+                    Ok(()) => return Next::Attached(volume),
+                    Err(error) => {
+                        self.end_unused(&volume).await;
+                        error
+                    }
+                },
                 Err(error) => error,
             };
             if !retry || !error.is_retryable() {
@@ -361,7 +380,11 @@ impl Task {
                 let _ = answer.send(result);
                 changed.then_some(Next::Connect { retry: false })
             }
-            Some(Call::Detach { answer, .. }) => {
+            Some(Call::Detach { force, answer }) => {
+                if let Err(error) = self.release_device_unserved(force).await {
+                    let _ = answer.send(Err(error));
+                    return None;
+                }
                 self.detaching.push_back(answer);
                 Some(Next::Detach)
             }
@@ -373,9 +396,23 @@ impl Task {
     /// `failed`, until somebody asks for something.
     async fn failed(&mut self, error: Error) -> Next {
         self.set_state(AttachmentState::Failed, Some(Reason::from(&error)), None);
+        let give_up = self.device_patience(&error);
         self.answer_waiting(&Err(error));
+        let give_up = give_up.map(|patience| tokio::time::Instant::now() + patience);
+        let mut given_up = false;
         loop {
-            match self.calls.recv().await {
+            let call = match give_up.filter(|_| !given_up) {
+                None => self.calls.recv().await,
+                Some(by) => match tokio::time::timeout_at(by, self.calls.recv()).await {
+                    Ok(call) => call,
+                    Err(_) => {
+                        given_up = true;
+                        self.give_device_up().await;
+                        continue;
+                    }
+                },
+            };
+            match call {
                 Some(Call::Attach { takeover, answer }) => {
                     self.waiting.push(answer);
                     self.takeover |= takeover;
@@ -384,7 +421,11 @@ impl Task {
                 Some(Call::Change { patch, answer }) => {
                     let _ = answer.send(self.change_intent(&patch).await.map(drop));
                 }
-                Some(Call::Detach { answer, .. }) => {
+                Some(Call::Detach { force, answer }) => {
+                    if let Err(error) = self.release_device_unserved(force).await {
+                        let _ = answer.send(Err(error));
+                        continue;
+                    }
                     self.detaching.push_back(answer);
                     return Next::Detach;
                 }

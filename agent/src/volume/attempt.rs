@@ -96,6 +96,16 @@ impl Task {
         Ok(volume)
     }
 
+    /// Ends a volume that works and is of no use, because there is no device for it.
+    pub(super) async fn end_unused(&mut self, volume: &Volume) {
+        let _ = volume.begin_detach(true).await;
+        self.intent.clean = volume.end(Leave::Detach).await;
+        if let Some(fence) = &mut self.intent.fence {
+            fence.standing = Standing::Asked;
+        }
+        self.keep_intent_or_log().await;
+    }
+
     fn standing(&self) -> Option<Standing> {
         self.intent.fence.map(|fence| fence.standing)
     }

@@ -11,6 +11,7 @@ use berth_iscsi::types::Lun;
 use crate::block;
 use crate::block::lun::probe::ProbeError;
 use crate::block::lun::reservation::{FenceError, Fenced};
+use crate::nbd::kernel::{DeviceError, Unavailable};
 
 /// An error of the initiator; `portal` where one was tried.
 pub(crate) fn from_iscsi(error: IscsiError, target: &str, portal: Option<&str>) -> Error {
@@ -171,4 +172,30 @@ pub(crate) fn in_use(name: &AttachmentName, clients: u32) -> Error {
         if clients == 1 { "" } else { "s" }
     );
     Error::new(Code::InUse, detail).with_attachment(name)
+}
+
+/// There is no kernel device, and one is wanted.
+pub(crate) fn no_device(reason: &Unavailable) -> Error {
+    let detail = format!("{reason}; or ask for device \"socket\" and use the NBD socket");
+    Error::new(Code::NotImplemented, detail).with_field("device")
+}
+
+/// Something is wrong with the kernel device.
+pub(crate) fn from_device(error: DeviceError, name: &AttachmentName) -> Error {
+    let problem = match &error {
+        DeviceError::Unavailable(reason) => no_device(reason),
+        DeviceError::InUse { .. } => {
+            let detail = format!("{error}; close or unmount it first, or detach with force");
+            Error::new(Code::InUse, detail)
+        }
+        DeviceError::Lost { .. } => {
+            let detail = format!("{error}; its users get errors. Attach again for a new device");
+            Error::new(Code::DeviceLost, detail)
+        }
+        DeviceError::TimedOut { .. } => Error::new(Code::Deadline, error.to_string()),
+        DeviceError::Driver(_) | DeviceError::Io { .. } => {
+            Error::new(Code::DeviceFailed, error.to_string())
+        }
+    };
+    problem.with_attachment(name).with_cause(error)
 }

@@ -38,6 +38,23 @@ pub struct Intent {
     pub fence: Option<KnownFence>,
     /// What the volume said it was when it was attached for the first time.
     pub identity: Option<KnownIdentity>,
+    /// The kernel device that there is, or that is about to be made.
+    pub device: Option<KnownDevice>,
+}
+
+/// A kernel device, as it is kept. Written before the device is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownDevice {
+    /// Tells it from every other device; its number does not, numbers are used again.
+    pub backend: String,
+    /// NBD transmission flags that it was connected with. The kernel keeps to them as long as the device lives,
+    /// so later versions of berth do, too.
+    pub flags: u16,
+    /// The last life left its connection at a message boundary with nothing unanswered, and the service manager
+    /// keeps the socket: the next life may go on with it, once.
+    #[serde(default)]
+    pub parked: bool,
 }
 
 /// A path, as it is kept.
@@ -126,6 +143,8 @@ struct StoredAttachment {
     clean: bool,
     #[serde(default, rename = "reservation")]
     known_fence: Option<KnownFence>,
+    #[serde(default)]
+    kernel_device: Option<KnownDevice>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -305,6 +324,7 @@ impl Intents {
                 clean: stored.clean,
                 fence: stored.known_fence,
                 identity: stored.identity,
+                device: stored.kernel_device,
             },
         )))
     }
@@ -323,6 +343,7 @@ impl Intent {
             clean: true,
             fence: None,
             identity: None,
+            device: None,
             request,
         }
     }
@@ -481,6 +502,7 @@ impl From<&Intent> for StoredAttachment {
             }),
             clean: intent.clean,
             known_fence: intent.fence,
+            kernel_device: intent.device.clone(),
         }
     }
 }

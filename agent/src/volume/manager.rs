@@ -18,6 +18,7 @@ use crate::block::Geometry;
 use crate::block::lun::reservation::{Key, NodeId};
 use crate::nbd::connection::Handover;
 use crate::nbd::export::{ExportInfo, ExportSummary, Exports};
+use crate::nbd::kernel::{KernelNbd, Unavailable};
 use crate::plane::{DataPlane, Volume};
 
 /// A data-plane thread that takes no work for so long is stuck.
@@ -33,6 +34,8 @@ pub struct ManagerOptions {
     pub events: Arc<EventLog>,
     /// Makes the plan for the data plane out of an intent.
     pub spec: MakeSpec,
+    /// Kernel devices of this node.
+    pub kernel: KernelNbd,
     /// The node's number in reservation keys.
     pub node_id: NodeId,
     /// For attachments that do not say how long I/O waits.
@@ -82,6 +85,18 @@ impl Known {
         self.view.attached_times.saturating_sub(1)
     }
 
+    /// Its kernel device, as `/dev/nbd3`.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        self.view.device.as_deref()
+    }
+
+    /// Why there is no kernel device, where one was wanted.
+    #[must_use]
+    pub fn device_detail(&self) -> Option<&str> {
+        self.view.device_detail.as_deref()
+    }
+
     /// Its volume, while attached.
     #[must_use]
     pub fn volume(&self) -> Option<&Arc<Volume>> {
@@ -100,6 +115,7 @@ impl Manager {
                 plane: options.plane,
                 events: options.events,
                 spec: options.spec,
+                kernel: options.kernel,
                 node_id: options.node_id,
                 recovery_timeout: options.recovery_timeout,
                 forget: Box::new(move |name| {
@@ -132,6 +148,11 @@ impl Manager {
         let (intents, unreadable) = self.context.intents.load()?;
         let count = intents.len();
         let mut attachments = self.lock();
+        let wanted = intents
+            .iter()
+            .filter_map(|(_, intent)| intent.device.as_ref());
+        let wanted: Vec<_> = wanted.map(|device| device.backend.clone()).collect();
+        self.context.kernel.keep_only(&wanted);
         for (name, intent) in intents {
             let context = Arc::clone(&self.context);
             let attachment = Attachment::spawn(name.clone(), intent, Origin::Restored, context);
@@ -265,6 +286,14 @@ impl Manager {
                 "some attachments did not stop in time"
             );
         }
+    }
+
+    /// Whether kernel devices can be had, as of now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn kernel_available(&self) -> Result<(), Unavailable> {
+        self.context.kernel.available().await
     }
 
     /// Whether every thread of the data plane takes work.

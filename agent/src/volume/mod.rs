@@ -5,6 +5,7 @@
 
 mod attachment;
 mod attempt;
+mod device;
 pub(crate) mod failure;
 pub mod intent;
 mod manager;

@@ -10,6 +10,7 @@ use berth_api::{AttachmentName, Code, Error, Portal};
 use tokio::sync::oneshot;
 
 use super::attachment::{Call, Next, Task};
+use super::device;
 use super::failure;
 use super::intent::Intent;
 use crate::initiator;
@@ -44,12 +45,20 @@ impl Task {
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
                     self.on_status(&volume, &mut told, now).await;
+                    // It may have waited for I/O to work.
+                    self.sync_device_size(&volume).await;
+                }
+                event = device::next_event(&mut self.device) => {
+                    if let Some(next) = self.on_device_event(&volume, event).await {
+                        return next;
+                    }
                 }
                 Ok(()) = geometry.changed() => {
                     let size = geometry.borrow_and_update().as_ref().map(|g| g.size_bytes);
                     if let Some(now) = size.filter(|now| *now != size_bytes) {
                         self.context.events.publish(resized(&self.name, size_bytes, now));
                         size_bytes = now;
+                        self.sync_device_size(&volume).await;
                     }
                 }
                 ended = volume.wait_ended() => {
@@ -58,6 +67,7 @@ impl Task {
                         Ended::Detached { .. } => failure::lost("the data plane has stopped"),
                     };
                     self.note_fenced(&error);
+                    self.leave_device().await;
                     self.keep_intent_or_log().await;
                     return Next::Failed(error.with_attachment(&self.name));
                 }
@@ -92,6 +102,11 @@ impl Task {
                     let _ = answer.send(Err(failure::in_use(&self.name, in_use.clients)));
                     return None;
                 }
+                if let Err(error) = self.release_device(volume, force).await {
+                    volume.keep_on().await;
+                    let _ = answer.send(Err(error));
+                    return None;
+                }
                 self.detaching.push_back(answer);
                 let state = AttachmentState::Detaching;
                 self.set_state(state, None, Some(Arc::clone(volume)));
@@ -104,7 +119,6 @@ impl Task {
                 None
             }
             Call::Stop(answer) => {
-                let _ = volume.begin_detach(true).await;
                 self.end(volume, Leave::Stop).await;
                 Some(Next::Stop(answer))
             }
@@ -114,6 +128,7 @@ impl Task {
     /// Ends the volume and keeps whether anything of it can be left on the target.
     async fn end(&mut self, volume: &Volume, leave: Leave) {
         self.intent.clean = volume.end(leave).await;
+        self.leave_device().await;
         if leave == Leave::Stop {
             self.keep_intent_or_log().await;
         }

@@ -25,6 +25,9 @@ pub struct Attachment {
     pub reason: Option<Reason>,
     /// The kernel device, as `/dev/nbd3`; null without one.
     pub device: Option<String>,
+    /// Why there is no kernel device, where `device_wish` is `auto` or it was taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_detail: Option<String>,
     /// Where an NBD client finds it, as `nbd+unix:///NAME?socket=/run/berth/nbd.sock`; null until
     /// attached for the first time.
     pub nbd_uri: Option<String>,

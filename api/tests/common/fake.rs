@@ -52,6 +52,7 @@ pub(crate) fn attachment(name: &AttachmentName, request: &AttachRequest) -> Atta
         since_unix_ms: 1_795_000_000_000,
         reason: None,
         device: None,
+        device_detail: None,
         nbd_uri: Some(format!("nbd+unix:///{name}?socket=/run/berth/nbd.sock")),
         size_bytes: Some(1 << 30),
         block_size_bytes: Some(512),

@@ -1,0 +1,111 @@
+//! One connection between the kernel and the daemon: a pair of sockets.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{RecvFlags, sockopt};
+use tokio::sync::oneshot;
+
+use crate::nbd::connection::End;
+
+/// What the kernel may have sent that we have not read: several whole requests of the longest usual kind, so
+/// that it does not stop in the midst of one. Kernels before 6.13 could go on with another request there.
+const KERNEL_SEND_BUFFER_BYTES: usize = 8 << 20;
+
+/// A connection that is served.
+#[derive(Debug)]
+pub struct Link {
+    /// Another handle of our end; the thread of the volume has the one that it serves.
+    anchor: UnixStream,
+    /// How it ended, once it has.
+    ended: oneshot::Receiver<End>,
+}
+
+impl Link {
+    /// A connection over our end of a pair, given to `serve`.
+    pub(super) fn start(
+        ours: UnixStream,
+        serve: impl FnOnce(UnixStream) -> io::Result<oneshot::Receiver<End>>,
+    ) -> io::Result<Self> {
+        let anchor = ours.try_clone()?;
+        let ended = serve(ours)?;
+        Ok(Self { anchor, ended })
+    }
+
+    /// Waits for its end, and says whether it is parked: everything that was read of it is answered, and
+    /// nothing was read in part. Can be dropped and called again; after it has returned only once more.
+    pub async fn wait_ended(&mut self) -> Ending {
+        match (&mut self.ended).await {
+            Ok(End::Parked) => Ending::Parked,
+            Ok(end) => {
+                self.shut();
+                Ending::Over(end.to_string())
+            }
+            Err(_) => {
+                self.shut();
+                Ending::Over("it was not served".to_owned())
+            }
+        }
+    }
+
+    /// Ends the connection for both sides, whoever else has handles of it.
+    pub fn shut(&self) {
+        let _ = self.anchor.shutdown(Shutdown::Both);
+    }
+
+    /// Our end, for the service manager to keep.
+    pub(super) fn anchor(&self) -> &UnixStream {
+        &self.anchor
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// At a message boundary with nothing unanswered: whoever has its socket can go on.
+    Parked,
+    /// In any other way: it can only be replaced.
+    Over(String),
+}
+
+/// A pair of sockets: our end, non-blocking, and the kernel's.
+pub(super) fn pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    if sockopt::set_socket_send_buffer_size_force(&theirs, KERNEL_SEND_BUFFER_BYTES).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(&theirs, KERNEL_SEND_BUFFER_BYTES);
+    }
+    Ok((ours, theirs.into()))
+}
+
+/// Whether nobody has the other end any more. Reads nothing.
+pub(super) fn is_abandoned(socket: impl AsFd) -> bool {
+    let mut byte = [0];
+    match rustix::net::recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => true,
+        Ok(_) => false,
+        Err(error) => error != rustix::io::Errno::AGAIN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_dropped_end_shows_at_once() {
+        let (ours, theirs) = pair().expect("a pair");
+        assert!(!is_abandoned(&ours));
+        let kept = theirs.try_clone().expect("another handle");
+        drop(theirs);
+        assert!(!is_abandoned(&ours), "the kernel's own reference counts");
+        UnixStream::from(kept).write_all(b"x").expect("sends");
+        assert!(!is_abandoned(&ours), "what was sent is still to be read");
+        let mut byte = [0];
+        rustix::net::recv(&ours, &mut byte, RecvFlags::empty()).expect("reads");
+        assert!(is_abandoned(&ours));
+    }
+}
