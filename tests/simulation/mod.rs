@@ -23,6 +23,8 @@ pub mod node;
 pub mod plan;
 pub mod rng;
 pub mod run;
+#[cfg(test)]
+mod scenes;
 pub mod shrink;
 #[cfg(test)]
 mod tests;

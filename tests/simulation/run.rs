@@ -77,7 +77,7 @@ pub fn run(plan: &Plan, keep: bool) -> Report {
     let history = Rc::new(RefCell::new(History::default()));
     let seed = plan.seed;
     let (hash, lines, mut counts) =
-        tracing::subscriber::with_default(Capture, || in_runtime(plan, &history, keep));
+        tracing::subscriber::with_default(Capture, || in_runtime(keep, simulate(plan, &history)));
     WATCHES_PANICS.set(false);
     berth_iscsi::mutation::plant(None);
     let mut history = history.take();
@@ -97,9 +97,11 @@ pub fn run(plan: &Plan, keep: bool) -> Report {
     }
 }
 
-type Traced = (u64, Vec<String>, BTreeMap<String, u64>);
+/// The hash of what happened, its text, its counters.
+pub(super) type Traced = (u64, Vec<String>, BTreeMap<String, u64>);
 
-fn in_runtime(plan: &Plan, history: &Rc<RefCell<History>>, keep: bool) -> Traced {
+/// Runs to its end what happens in a world of its own, whose clock is virtual.
+pub(super) fn in_runtime(keep: bool, work: impl Future<Output = ()>) -> Traced {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -109,7 +111,7 @@ fn in_runtime(plan: &Plan, history: &Rc<RefCell<History>>, keep: bool) -> Traced
     let result = catch_unwind(AssertUnwindSafe(|| {
         local.block_on(&runtime, async {
             trace::begin(keep);
-            simulate(plan, history).await;
+            work.await;
         });
     }));
     drop(result); // The hook has its message.
