@@ -139,7 +139,11 @@ impl Node {
                     }
                     let volume = Rc::new(volume);
                     self.set_volume(Some(Rc::clone(&volume)));
-                    let ended = volume.wait_ended().await;
+                    let ended = tokio::select! {
+                        biased;
+                        ended = volume.wait_ended() => ended,
+                        never = self.keep_groups(&volume) => match never {},
+                    };
                     event!("node.ended", "node {}", self.0.number);
                     self.set_volume(None);
                     match ended {
@@ -164,6 +168,25 @@ impl Node {
                 }
             }
             sleep(ATTACH_PAUSE).await;
+        }
+    }
+
+    /// Writes down which portal group each path is with, as the daemon does; a crash may come before it.
+    async fn keep_groups(&self, volume: &Volume) -> std::convert::Infallible {
+        let mut status = volume.status();
+        loop {
+            let mut known = self.0.known_groups.borrow_mut();
+            for path in &status.borrow_and_update().paths {
+                if let Some(group) = path.portal_group {
+                    known.insert(path.index.into(), group);
+                }
+            }
+            let kept = known.iter().map(|(index, group)| (*index as u16, *group));
+            volume.set_kept_groups(kept.collect());
+            drop(known);
+            if status.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

@@ -245,12 +245,17 @@ async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume
         ending: false,
         forced: false,
     };
+    let group = opened.session.view.portal_group_tag;
     let mut attempts = attempts.into_attempts();
     let first: FirstAttempt = Box::pin(std::future::ready(Attempt::Opened(opened)));
     attempts.push((at, first));
     attempts.sort_by_key(|(at, _)| *at);
     for (at, attempt) in attempts {
         volume.add_path(&spec.paths[at], spec.unclean, Some(attempt));
+    }
+    // Told before the volume is ready: the owner writes it down before anything else.
+    if let Some(group) = group {
+        volume.context.board.set_group(spec.paths[at].index, group);
     }
     Ok((volume, facts))
 }

@@ -20,4 +20,4 @@ mod volume;
 
 pub use spec::{SessionView, VolumeSpec};
 pub use thread::{DataPlane, Place, Stopped, ThreadHandle};
-pub use volume::{Ended, InUse, Ready, Snapshot, Volume};
+pub use volume::{Ended, InUse, PathGroup, Ready, Snapshot, Volume};

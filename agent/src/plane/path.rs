@@ -146,7 +146,8 @@ impl PathTask {
         }
         let admitted = async {
             self.accept(&found)?;
-            self.join_fence(&session.port).await
+            self.join_fence(&session.port).await?;
+            self.group_kept(session.view.portal_group_tag).await
         };
         if let Err(refused) = admitted.await {
             let by = Instant::now() + self.volume.spec.logout_timeout;
@@ -220,6 +221,23 @@ impl PathTask {
         reservation::readmit(port, fence.key)
             .await
             .map_err(|error| self.fence_refused(error))
+    }
+
+    /// Waits until it is written down which portal group the session is with. After a crash the next life has
+    /// to end it there, and a login on the same portal may be redirected elsewhere then, or no more.
+    async fn group_kept(&self, group: Option<u16>) -> Result<(), Refused> {
+        let Some(group) = group else {
+            return Ok(());
+        };
+        let mut kept = self.volume.shared.kept_groups.subscribe();
+        let entry = (self.spec.index, group);
+        tokio::select! {
+            biased;
+            Ok(_) = kept.wait_for(|groups| groups.contains(&entry)) => Ok(()),
+            _ = self.orders.stopped() => {
+                Err(Refused::Passing(failure::lost("it was told to stop")))
+            }
+        }
     }
 
     fn fence_refused(&self, error: reservation::FenceError) -> Refused {

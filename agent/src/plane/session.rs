@@ -86,28 +86,36 @@ pub(super) struct Old {
 pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attempt {
     let mut login = spec.login.clone();
     login.isid = path.isid;
-    let portals = if old.portals.is_empty() {
+    let mut portals = if old.portals.is_empty() {
         vec![path.portal.clone()]
     } else {
         old.portals
     };
-    let connected = net::connect(&*spec.network, &portals, login, &spec.connect).await;
-    let connected = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            tracing::debug!(volume = spec.name, portal = %path.portal, %error, "no session");
-            return Attempt::Failed(failure::from_connect(error, &spec.target));
+    let (session, on_the_way) = loop {
+        let connected = net::connect(&*spec.network, &portals, login.clone(), &spec.connect).await;
+        let connected = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                tracing::debug!(volume = spec.name, portal = %path.portal, %error, "no session");
+                return Attempt::Failed(failure::from_connect(error, &spec.target));
+            }
+        };
+        let through = connected.portal.clone();
+        let session = Session::start(spec, path, connected);
+        let group = session.view.portal_group_tag;
+        match old.group {
+            Some(wanted) if group != Some(wanted) => {
+                session.end(Instant::now() + spec.logout_timeout).await;
+                // Those before it cannot be reached; one after it may lead to the right group.
+                let tried = portals.iter().position(|portal| *portal == through);
+                portals.drain(..=tried.unwrap_or(portals.len() - 1));
+                if portals.is_empty() {
+                    return Attempt::Failed(failure::other_group(&spec.target, wanted, group));
+                }
+            }
+            _ => break (session, through != path.portal),
         }
     };
-    let on_the_way = connected.portal != path.portal;
-    let session = Session::start(spec, path, connected);
-    let group = session.view.portal_group_tag;
-    if let Some(wanted) = old.group
-        && group != Some(wanted)
-    {
-        session.end(Instant::now() + spec.logout_timeout).await;
-        return Attempt::Failed(failure::other_group(&spec.target, wanted, group));
-    }
     if on_the_way {
         tracing::info!(
             volume = spec.name, portal = %path.portal, through = session.view.portal,

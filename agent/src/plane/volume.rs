@@ -90,6 +90,9 @@ pub(super) enum VolumeCommand {
     End(Leave),
 }
 
+/// A path, by its index, and the tag of the portal group that its session is with.
+pub type PathGroup = (u16, u16);
+
 /// What the volume's task and its owner share.
 pub(super) struct Shared {
     pub(super) stats: Arc<IoStats>,
@@ -97,6 +100,8 @@ pub(super) struct Shared {
     pub(super) geometry: watch::Sender<Option<Geometry>>,
     pub(super) status: watch::Sender<VolumeStatus>,
     pub(super) ended: watch::Sender<Option<Ended>>,
+    /// Portal groups of paths that the owner has written down.
+    pub(super) kept_groups: watch::Sender<Vec<PathGroup>>,
 }
 
 /// A volume that is up. Dropping it ends it at once; [`Volume::end`] does so in good order.
@@ -116,6 +121,9 @@ impl Volume {
     pub async fn attach(place: Place, spec: VolumeSpec) -> Result<Self, Error> {
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
         let (up, ready) = oneshot::channel();
+        let kept = spec.paths.iter();
+        let kept = kept.filter_map(|path| Some((path.index, path.known_group?)));
+        let kept = kept.collect();
         let shared = Arc::new(Shared {
             stats: Arc::default(),
             faults: Arc::default(),
@@ -126,6 +134,7 @@ impl Volume {
                 cache_losses: 0,
             }),
             ended: watch::Sender::new(None),
+            kept_groups: watch::Sender::new(kept),
         });
         let theirs = Arc::clone(&shared);
         let stopped = |_| Error::internal("the data plane has stopped");
@@ -216,6 +225,17 @@ impl Volume {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<VolumeStatus> {
         self.shared.status.subscribe()
+    }
+
+    /// Takes note of the portal groups that the owner has written down, of all paths. A path is not used
+    /// before: a login of the next life ends the path's session only in the same group (RFC 7143 4.4.1), so
+    /// that life must know which one it is. [`VolumeStatus::paths`] tells what is to be written down.
+    pub fn set_kept_groups(&self, groups: Vec<PathGroup>) {
+        self.shared.kept_groups.send_if_modified(|kept| {
+            let changed = *kept != groups;
+            *kept = groups;
+            changed
+        });
     }
 
     /// Changes it while it is up.

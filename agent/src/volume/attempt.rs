@@ -127,7 +127,10 @@ impl Task {
         if let Some(fence) = &mut self.intent.fence {
             fence.standing = Standing::Held;
         }
-        self.keep_intent().await
+        self.note_paths(&volume.status().borrow().paths);
+        self.keep_intent().await?;
+        self.tell_kept(volume);
+        Ok(())
     }
 
     /// Notes that the volume was lost to another node, if that is what `error` says.

@@ -164,6 +164,7 @@ impl Task {
         };
         if changed {
             self.keep_intent_or_log().await;
+            self.tell_kept(volume);
         }
         let same = {
             let view = self.view.borrow();
@@ -176,7 +177,7 @@ impl Task {
 
     /// Keeps the portal groups that the target named, and forgets paths that are gone. Whether anything
     /// has changed.
-    fn note_paths(&mut self, paths: &[PathStatus]) -> bool {
+    pub(super) fn note_paths(&mut self, paths: &[PathStatus]) -> bool {
         let before = self.intent.paths.clone();
         self.intent
             .paths
@@ -188,6 +189,14 @@ impl Task {
             }
         }
         before != self.intent.paths
+    }
+
+    /// Lets paths be used of which it is known now, in the next life too, which portal group they are with. Also
+    /// when it could not be written: then the log says so, and waiting would help nobody.
+    pub(super) fn tell_kept(&self, volume: &Volume) {
+        let paths = self.intent.paths.iter();
+        let groups = paths.filter_map(|path| Some((path.index, path.portal_group?)));
+        volume.set_kept_groups(groups.collect());
     }
 
     /// Changes the intent and then the volume.

@@ -94,6 +94,35 @@ fn a_path_whose_redirect_leads_nowhere_asks_its_own_portal_again() {
     assert!(counts["recovery: writes of unknown fate"] >= 1);
 }
 
+/// Found by seed 5004442: the daemon died while a redirect had led a path into another portal group, and the next
+/// life did not know. It logged in on the path's own portal, took that for the end of the old session, and a
+/// late write of it came back over a newer one. Now a session is used only when its portal group is written down.
+#[test]
+fn the_next_life_ends_a_redirected_session_where_it_was() {
+    play(redirected(), async |stage| {
+        let wire = redirect_first_path(stage).await;
+        let slow = CommandFault::DelayExecution(Duration::from_secs(5));
+        stage.spoil(wire, WRITE_16, u32::MAX, slow);
+        for block in 0..16 {
+            drop(stage.write(block)); // It goes on by itself, and nobody will hear of it.
+        }
+        stage.pass(200).await;
+        stage.net.linger(0, LATE);
+        stage.nodes[0].crash().await;
+        let before = stage.count_done();
+        stage.nodes[0].start();
+        stage.all_paths_up().await;
+        for kind in [Kind::Write, Kind::Read] {
+            for block in 0..16 {
+                stage.issue(kind, block).await.expect("no panic");
+            }
+            // The old session would carry its writes out by now, if it were still there.
+            stage.pass(10_000).await;
+        }
+        assert_eq!(stage.count_done() - before, 32);
+    });
+}
+
 /// Both portals are equally good, so that writes go over both paths.
 fn redirected() -> super::super::plan::Plan {
     let mut plan = plain();

@@ -164,6 +164,13 @@ impl Stage {
         );
     }
 
+    /// Requests that ended well so far.
+    pub(super) fn count_done(&self) -> usize {
+        let history = self.history.borrow();
+        let done = |entry: &&Entry| matches!(entry.outcome, Outcome::Done);
+        history.entries.iter().filter(done).count()
+    }
+
     /// The value of a block's first cell on the disk.
     pub(super) fn on_disk(&self, block: u64) -> Option<u64> {
         let at = (block * 512) as usize;
