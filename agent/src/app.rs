@@ -21,6 +21,7 @@ use crate::plane::DataPlane;
 use crate::service::{NodeFacts, Service};
 use crate::service_manager::{Inherited, Notifier, ServiceManager, watchdog};
 use crate::volume::intent::Intents;
+use crate::volume::left::Leftovers;
 use crate::volume::{Manager, ManagerOptions};
 
 /// Events kept for readers that come back.
@@ -124,6 +125,7 @@ impl Daemon {
         let mut inherited = service_manager.inherited;
         let state_dir = &config.node.state_dir;
         let intents = Intents::open(state_dir).context("node.state_dir")?;
+        let left = Leftovers::open(state_dir).context("node.state_dir")?;
         std::fs::create_dir_all(&config.node.runtime_dir).with_context(|| {
             format!(
                 "node.runtime_dir: cannot make {}",
@@ -152,6 +154,7 @@ impl Daemon {
         let events = Arc::new(EventLog::new(EVENTS_KEPT));
         let manager = Manager::new(ManagerOptions {
             intents,
+            left,
             plane: Arc::clone(&plane),
             events: Arc::clone(&events),
             spec: {

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::attempt::{Prepared, Terms, attempt, lost_before};
 use super::device::Served;
 use super::intent::{Intent, Intents};
+use super::left::Leftovers;
 use super::serving::ChangeAnswer;
 use crate::block::lun::reservation::{Key, NodeId};
 use crate::nbd::kernel::KernelNbd;
@@ -97,6 +98,8 @@ pub(crate) type MakeSpec = Box<dyn Fn(&AttachmentName, &Intent, Terms) -> Volume
 /// What the task needs from the daemon.
 pub(super) struct Context {
     pub(super) intents: Arc<Intents>,
+    /// What detaches left on targets.
+    pub(super) left: Arc<Leftovers>,
     pub(super) plane: Arc<DataPlane>,
     pub(super) events: Arc<EventLog>,
     pub(super) spec: MakeSpec,
@@ -201,7 +204,7 @@ pub(super) enum Next {
 impl Task {
     async fn run(mut self, origin: Origin) {
         if origin == Origin::Asked
-            && let Err(error) = self.keep_intent().await
+            && let Err(error) = self.keep_first().await
         {
             // Nothing was promised and nothing was done: as if it had never been asked for.
             self.answer_waiting(&Err(error.clone()));
@@ -233,6 +236,22 @@ impl Task {
                 }
             };
         }
+    }
+
+    /// Writes the intent for the first time; from then on it stands for what the last attach had left.
+    async fn keep_first(&self) -> Result<(), Error> {
+        let kept = self.keep_intent().await;
+        let (left, isid, is_kept) = (
+            Arc::clone(&self.context.left),
+            self.intent.isid,
+            kept.is_ok(),
+        );
+        let settled = blocking(move || left.settle(isid, is_kept)).await;
+        if let Err(error) = settled {
+            // The next start of the daemon finds the intent, and does it then.
+            tracing::warn!(volume = %self.name, %error, "what was left is still on disk");
+        }
+        kept
     }
 
     /// Writes the intent; durable when it returns.
@@ -329,7 +348,11 @@ impl Task {
                             self.takeover |= takeover;
                             return Next::Connect { retry };
                         }
-                        Some(next) => return next,
+                        Some(next) => {
+                            // Nothing was written: an attempt only looks.
+                            self.intent.clean = was_clean;
+                            return next;
+                        }
                         None => {}
                     },
                 }
@@ -447,7 +470,12 @@ impl Task {
             self.set_state(AttachmentState::Detaching, None, None);
         }
         let (intents, name) = (Arc::clone(&self.context.intents), self.name.clone());
-        let result = blocking(move || intents.remove(&name)).await;
+        let (left, intent) = (Arc::clone(&self.context.left), self.intent.clone());
+        let result = blocking(move || {
+            left.remember(&intent)?;
+            intents.remove(&name)
+        })
+        .await;
         if let Err(error) = &result {
             // The intent is still there: a restart would bring the attachment back. Say so, keep it.
             for answer in self.detaching.drain(..) {

@@ -507,7 +507,7 @@ impl From<&Intent> for StoredAttachment {
     }
 }
 
-fn parse_isid(text: &str) -> Option<Isid> {
+pub(super) fn parse_isid(text: &str) -> Option<Isid> {
     if text.len() != 12 || !text.is_ascii() {
         return None;
     }

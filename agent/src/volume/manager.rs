@@ -13,6 +13,7 @@ use berth_iscsi::types::Isid;
 
 use super::attachment::{Attachment, Context, MakeSpec, Origin, View};
 use super::intent::{Intent, Intents};
+use super::left::Leftovers;
 use super::store::StoreError;
 use crate::block::Geometry;
 use crate::block::lun::reservation::{Key, NodeId};
@@ -28,6 +29,8 @@ const DATA_PLANE_LIMIT: Duration = Duration::from_secs(2);
 pub struct ManagerOptions {
     /// Where intents are kept.
     pub intents: Intents,
+    /// What detaches left on targets.
+    pub left: Leftovers,
     /// Where volumes live.
     pub plane: Arc<DataPlane>,
     /// Where state changes are told.
@@ -112,6 +115,7 @@ impl Manager {
             let manager = manager.clone();
             let context = Context {
                 intents: Arc::new(options.intents),
+                left: Arc::new(options.left),
                 plane: options.plane,
                 events: options.events,
                 spec: options.spec,
@@ -147,6 +151,13 @@ impl Manager {
     pub fn restore(&self) -> Result<(usize, Vec<(String, StoreError)>), StoreError> {
         let (intents, unreadable) = self.context.intents.load()?;
         let count = intents.len();
+        if let Err(error) = self
+            .context
+            .left
+            .restore(intents.iter().map(|(_, intent)| intent))
+        {
+            tracing::error!(%error, "what detaches have left on targets is not known");
+        }
         let mut attachments = self.lock();
         let wanted = intents
             .iter()
@@ -214,11 +225,27 @@ impl Manager {
             );
             return Err(Error::new(Code::ConflictIncompatible, detail).with_attachment(name));
         }
-        let intent = Intent::new(request, new_isid()?);
+        let intent = self.intent_for(request)?;
         let context = Arc::clone(&self.context);
         let attachment = Attachment::spawn(name.clone(), intent, Origin::Asked, context);
         attachments.insert(name.clone(), attachment.clone());
         Ok((attachment, true))
+    }
+
+    /// A new intent; it goes on where the last attachment of the LUN left sessions on the target.
+    fn intent_for(&self, request: AttachRequest) -> Result<Intent, Error> {
+        let used_up = |error| Error::new(Code::Exhausted, format!("{error}"));
+        let resumed = self.context.left.resume(&request).map_err(used_up)?;
+        match resumed {
+            Some(intent) => {
+                tracing::info!(
+                    isid = %intent.isid,
+                    "the last detach left sessions on the target: they are ended first"
+                );
+                Ok(intent)
+            }
+            None => Ok(Intent::new(request, new_isid()?)),
+        }
     }
 
     /// Changes the attachment.

@@ -8,6 +8,7 @@ mod attempt;
 mod device;
 pub(crate) mod failure;
 pub mod intent;
+pub mod left;
 mod manager;
 mod serving;
 pub mod store;
