@@ -31,6 +31,8 @@ const ATTENTIONS_MAX: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Longest time that a unit is given to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How often a unit is asked whose answer makes no sense: one may be cut short, with a residual that admits it.
+const ASK_TRIES: u32 = 3;
 /// Room for a VPD page: more than any that is read here.
 const VPD_BYTES: u16 = 1024;
 /// Room for REPORT TARGET PORT GROUPS: 64 groups of 7 ports.
@@ -344,9 +346,8 @@ async fn access(
 
 async fn port_groups(port: &Port, extended: bool) -> Result<Option<TargetPortGroups>, ProbeError> {
     let cdb = Cdb::report_target_port_groups(extended, PORT_GROUPS_BYTES);
-    let data = command(port, cdb, PORT_GROUPS_BYTES).await;
-    let data = unless_refused(data, "REPORT TARGET PORT GROUPS")?;
-    Ok(data.and_then(|data| TargetPortGroups::parse(&data.to_bytes()).ok()))
+    let name = "REPORT TARGET PORT GROUPS";
+    ask(port, cdb, PORT_GROUPS_BYTES, name, TargetPortGroups::parse).await
 }
 
 async fn inquiry(port: &Port) -> Result<Inquiry, ProbeError> {
@@ -372,23 +373,40 @@ async fn inquiry(port: &Port) -> Result<Inquiry, ProbeError> {
     Ok(inquiry)
 }
 
-/// A VPD page; `None` when the unit refuses it or sends something else.
+/// A VPD page; `None` when there is none.
 async fn vpd<T, E>(
     port: &Port,
     page: u8,
-    parse: impl FnOnce(&[u8]) -> Result<T, E>,
+    parse: impl Fn(&[u8]) -> Result<T, E>,
 ) -> Result<Option<T>, ProbeError> {
-    let data = command(port, Cdb::inquiry_vpd(page, VPD_BYTES), VPD_BYTES.into()).await;
-    let data = unless_refused(data, "INQUIRY for a VPD page")?;
-    Ok(data.and_then(|data| parse(&data.to_bytes()).ok()))
+    let cdb = Cdb::inquiry_vpd(page, VPD_BYTES);
+    ask(port, cdb, VPD_BYTES.into(), "INQUIRY for a VPD page", parse).await
 }
 
-/// The capacity, and whether the sixteen-byte form told it.
+/// An answer about the unit; `None` when the unit refuses it, or sends nonsense each time it is asked.
+async fn ask<T, E>(
+    port: &Port,
+    cdb: Cdb,
+    read_len: u32,
+    name: &'static str,
+    parse: impl Fn(&[u8]) -> Result<T, E>,
+) -> Result<Option<T>, ProbeError> {
+    for _ in 0..ASK_TRIES {
+        let data = command(port, cdb, read_len).await;
+        let Some(data) = unless_refused(data, name)? else {
+            return Ok(None);
+        };
+        if let Ok(answer) = parse(&data.to_bytes()) {
+            return Ok(Some(answer));
+        }
+    }
+    Ok(None)
+}
+
 async fn capacity(port: &Port) -> Result<(Capacity, bool), ProbeError> {
     let cdb = Cdb::read_capacity16(CAPACITY16_BYTES);
-    let long = command(port, cdb, CAPACITY16_BYTES).await;
-    let long = unless_refused(long, "READ CAPACITY (16)")?
-        .and_then(|data| Capacity::parse16(&data.to_bytes()).ok());
+    let name = "READ CAPACITY (16)";
+    let long = ask(port, cdb, CAPACITY16_BYTES, name, Capacity::parse16).await?;
     let (capacity, sixteen) = match long {
         Some(capacity) => (capacity, true),
         None => {
