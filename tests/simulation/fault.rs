@@ -24,7 +24,6 @@ use super::rng::Rng;
 use super::trace;
 use crate::event;
 
-/// Operation code of READ (16).
 /// Response of a task management function: it is not supported (RFC 7143 11.6.1).
 const NOT_SUPPORTED: u8 = 5;
 
