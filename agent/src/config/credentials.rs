@@ -15,6 +15,11 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, String> {
     resolve_in(path, dir.as_deref())
 }
 
+/// Whether `path` is a credential and this process was not given any: `berthd --check` of a person.
+pub(super) fn is_elsewhere(path: &Path) -> bool {
+    path.starts_with(PREFIX) && std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
+}
+
 fn resolve_in(path: &Path, dir: Option<&Path>) -> Result<PathBuf, String> {
     let Ok(name) = path.strip_prefix(PREFIX) else {
         return Ok(path.to_owned());
@@ -52,5 +57,6 @@ mod tests {
         let message = resolve_in(path, None).unwrap_err();
         assert!(message.contains("LoadCredential="), "{message}");
         assert_eq!(resolve_in(Path::new("/t"), None), Ok("/t".into()));
+        assert!(!is_elsewhere(Path::new("/t")));
     }
 }

@@ -405,7 +405,11 @@ impl Config {
                 return Err(("api.token_file", message.to_owned()));
             }
         }
-        if let Err(message) = self.token() {
+        // A credential can be looked at only where the service manager has put it.
+        let readable = |path: &PathBuf| !credentials::is_elsewhere(path);
+        if self.api.token_file.as_ref().is_some_and(readable)
+            && let Err(message) = self.token()
+        {
             return Err(("api.token_file", message));
         }
         self.nbd.device.check()?;

@@ -4,6 +4,7 @@
 //!
 //! - [`kernel`]: modules, and what the kernel has complained about.
 //! - [`volume`]: a target, an attachment with its kernel device, and a file system on it.
+//! - [`machine`]: a machine with systemd on which berth is installed by its package.
 //! - [`load`]: fio, a tree of files and a prober, all of which check what they read.
 //! - [`tree`]: the tree of files.
 //! - [`figures`]: percentiles, printed.
@@ -22,11 +23,13 @@ mod detach;
 mod figures;
 mod kernel;
 mod load;
+mod machine;
 mod memory;
 mod resize;
 mod scene;
 mod systemd;
 mod tree;
+mod upgrade;
 mod volume;
 
 /// What a scenario is told.
@@ -79,7 +82,8 @@ fn run(options: &Options) -> Result<Next> {
         "resize" => resize::run(options),
         "memory" => memory::run(options),
         "detach" => detach::run(options),
-        "systemd" => return systemd::run(),
+        "systemd" => return systemd::run(options),
+        "upgrade" => upgrade::run(options),
         other => bail!("the guest knows no scenario {other:?}"),
     }?;
     Ok(Next::End)

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 mod guest;
+mod package;
 mod scenario;
 
 use scenario::{SCENARIOS, Scenario};

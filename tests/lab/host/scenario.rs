@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::package;
+
 /// One scenario. What it does is in the guest's program, in the module of its name.
 #[derive(Debug)]
 pub(crate) struct Scenario {
@@ -115,14 +117,26 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "systemd",
-        shows: "a machine with systemd comes up, and again after a reboot",
+        shows: "the installed service: restarts, kills and hangs under load, and a reboot that brings the mount back",
         place: Place::Debian {
-            prepare: |_payload| Ok(()),
+            prepare: package::make_two,
         },
         memory_mib: 1024,
-        rounds: 1,
+        rounds: 8,
         quick_rounds: 1,
-        base: seconds(900),
-        round: seconds(60),
+        base: seconds(1200),
+        round: seconds(240),
+    },
+    Scenario {
+        name: "upgrade",
+        shows: "packages installed over each other under load, and none removed while something is attached",
+        place: Place::Debian {
+            prepare: package::make_two,
+        },
+        memory_mib: 1024,
+        rounds: 6,
+        quick_rounds: 1,
+        base: seconds(1200),
+        round: seconds(240),
     },
 ];

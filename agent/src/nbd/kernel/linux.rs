@@ -298,7 +298,9 @@ impl Driver for LinuxDriver {
     }
 
     fn tune(&self, index: u32, tuning: &Tuning) -> io::Result<()> {
-        self.sysfs.tune(index, tuning)
+        // Apart from each other: one of them may be refused.
+        let announced = self.sysfs.announce(index);
+        self.sysfs.tune(index, tuning).and(announced)
     }
 
     fn dead_links(&self) -> broadcast::Receiver<u32> {

@@ -104,6 +104,12 @@ impl Sysfs {
         // Throttling of write-back guesses a disk's speed from its latency, and a restart looks like a slow one.
         write(&queue.join("wbt_lat_usec"), "0").or_else(ignore_invalid)
     }
+
+    /// Makes an event for udev. The kernel makes its own one a moment before `backend` is there, by which rules know
+    /// our devices: whoever was quicker would miss it.
+    pub(super) fn announce(&self, index: u32) -> io::Result<()> {
+        write(&self.device(index).join("uevent"), "change")
+    }
 }
 
 /// Kernels refuse the setting where they were built without the feature.
