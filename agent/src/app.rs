@@ -291,7 +291,7 @@ impl Daemon {
     }
 }
 
-/// At SIGUSR2, if wanted, a data-plane thread hangs as a bug would make it: for tests of the watchdog.
+/// At SIGUSR2, if wanted, the data plane hangs as a bug would make it: for tests of the watchdog.
 async fn hang_on_signal(plane: &DataPlane, wanted: bool) {
     if !wanted {
         return;
@@ -301,14 +301,16 @@ async fn hang_on_signal(plane: &DataPlane, wanted: bool) {
         Err(error) => return tracing::error!(%error, "SIGUSR2 cannot be waited for"),
     };
     while request.recv().await.is_some() {
-        tracing::error!("SIGUSR2: a data-plane thread hangs from now on");
-        let forever = || async {
-            loop {
-                std::thread::park();
-            }
-        };
-        // It does not answer any more, so nothing can be learned from it.
-        let _ = plane.place().thread().spawn(forever).await;
+        tracing::error!("SIGUSR2: the data plane hangs from now on");
+        for thread in plane.threads() {
+            let forever = || async {
+                loop {
+                    std::thread::park();
+                }
+            };
+            // It does not answer any more, so nothing can be learned from it.
+            let _ = thread.spawn(forever).await;
+        }
     }
 }
 

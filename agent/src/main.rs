@@ -25,7 +25,7 @@ struct Arguments {
     /// Check the configuration and end
     #[arg(long)]
     check: bool,
-    /// SIGUSR2 makes a data-plane thread hang for ever, which the watchdog has to find; for tests
+    /// SIGUSR2 makes the data plane hang for ever, which the watchdog has to find; for tests
     #[arg(long, env = "BERTH_FAULT_SIGNALS", hide = true)]
     fault_signals: bool,
     #[command(subcommand)]

@@ -70,6 +70,11 @@ impl DataPlane {
         self.threads.len()
     }
 
+    /// All of them.
+    pub fn threads(&self) -> impl Iterator<Item = &ThreadHandle> {
+        self.threads.iter().map(|(handle, _)| handle)
+    }
+
     /// The thread with the fewest volumes, with a place taken on it.
     #[must_use]
     pub fn place(&self) -> Place {

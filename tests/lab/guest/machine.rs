@@ -53,7 +53,7 @@ Environment=BERTH_FAULT_SIGNALS=true
 ";
 /// As docs/installation.md has it.
 const FSTAB: &str = "/dev/disk/by-berth/vol0 /srv/vol0 ext4 \
-     _netdev,nofail,x-systemd.requires=berthd.service,x-systemd.device-timeout=5min 0 2\n";
+     _netdev,nofail,x-systemd.after=berthd.service,x-systemd.device-timeout=5min 0 2\n";
 
 /// What happens to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,8 @@ impl Machine {
         fs::write(units.join("berthd.service.d/lab.conf"), DROP_IN)?;
         let machine = Self::as_it_is()?;
         tool::run("dpkg", &["-i", package], DEADLINE)?;
+        // The machine of the lab starts no others of those that are wanted at boot.
+        systemctl(&["add-wants", "lab.target", "berthd.service"])?;
         machine.wait_ready()?;
         Ok(machine)
     }
@@ -182,6 +184,7 @@ impl Machine {
     /// request had to wait.
     pub(crate) fn disturb(&mut self, event: Event, load: &mut Load) -> Result<Duration> {
         let (before, started) = (main_pid()?, Instant::now());
+        let mount = mount_line()?;
         match event {
             Event::Restart => systemctl(&["restart", "berthd"])?,
             Event::Kill => systemctl(&["kill", "-s", "KILL", "berthd"])?,
@@ -202,8 +205,21 @@ impl Machine {
             Ok(load.answered_since(back)?.then_some(()))
         })
         .with_context(journal)?;
+        // Not unmounted and mounted again in between: a new mount has a new number.
+        let after = mount_line()?;
+        ensure!(after == mount, "the mount was {mount}, and is {after}");
         Ok(load.longest_since(started))
     }
+}
+
+/// What the kernel says of the mount.
+fn mount_line() -> Result<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let line = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some(FOLDER));
+    line.map(str::to_owned)
+        .with_context(|| format!("{FOLDER} is not mounted:\n{mounts}"))
 }
 
 /// Runs systemctl.
