@@ -77,8 +77,15 @@ impl Uml<'_> {
             Some(tap) => tap.netns.prefix()?,
             None => Vec::new(),
         };
-        let kernel = programs::system("linux.uml")?;
-        command.push(kernel.to_string_lossy().into_owned());
+        // The guest is many processes. As a process-id namespace they end together with the first of them, also when this
+        // program is killed and takes only that one along.
+        for word in ["unshare", "linux.uml"] {
+            let program = programs::system(word)?;
+            command.push(program.to_string_lossy().into_owned());
+            if word == "unshare" {
+                command.extend(["--pid", "--fork", "--kill-child"].map(str::to_owned));
+            }
+        }
         command.extend(self.words(home.path()).split(' ').map(str::to_owned));
         let log = home.path().join("console.log");
         let program = Path::new(&command[0]);
