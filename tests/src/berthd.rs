@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
+use crate::manager::Manager;
 use crate::peers::{Digests, Peer};
 use crate::process::{Process, Usage, wait_for};
 use crate::programs;
 
 /// How long a daemon may take to get ready or to stop. Generous: CI has two busy cores.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The initiator name that every daemon under test logs in with; the peers admit it.
 pub const INITIATOR: &str = "iqn.2026-11.io.berth:test";
@@ -27,6 +28,7 @@ pub const OTHER_INITIATOR: &str = "iqn.2026-11.io.berth:other";
 pub struct Berthd {
     process: Process,
     netns: Option<String>,
+    manager: Option<Manager>,
     // Last: the folder goes after the process.
     dir: TempDir,
 }
@@ -68,12 +70,37 @@ impl Berthd {
         Self::start_in(dir, &config, peer.netns())
     }
 
+    /// The daemon with a service manager that keeps its descriptors while it is away.
+    ///
+    /// # Errors
+    /// As [`Berthd::start`].
+    pub fn start_managed() -> Result<Self> {
+        let dir = TempDir::with_prefix("berthd-")?;
+        std::fs::write(dir.path().join("berth.toml"), basic_config(dir.path()))?;
+        let manager = Manager::new()?;
+        let mut daemon = Self {
+            process: launch(dir.path(), None, Some(&manager))?,
+            netns: None,
+            manager: Some(manager),
+            dir,
+        };
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Its service manager, if it has one.
+    #[must_use]
+    pub fn manager(&self) -> Option<&Manager> {
+        self.manager.as_ref()
+    }
+
     fn start_in(dir: TempDir, config: &str, netns: Option<&str>) -> Result<Self> {
         std::fs::write(dir.path().join("berth.toml"), config)?;
-        let process = launch(dir.path(), netns)?;
+        let process = launch(dir.path(), netns, None)?;
         let mut daemon = Self {
             process,
             netns: netns.map(str::to_owned),
+            manager: None,
             dir,
         };
         daemon.wait_ready()?;
@@ -122,7 +149,8 @@ impl Berthd {
     /// # Errors
     /// When it cannot be started.
     pub fn begin(&mut self) -> Result<()> {
-        self.process = launch(self.dir.path(), self.netns.as_deref())?;
+        let (dir, netns) = (self.dir.path(), self.netns.as_deref());
+        self.process = launch(dir, netns, self.manager.as_ref())?;
         Ok(())
     }
 
@@ -285,11 +313,17 @@ pub fn basic_config(dir: &Path) -> String {
     )
 }
 
-fn launch(dir: &Path, netns: Option<&str>) -> Result<Process> {
+fn launch(dir: &Path, netns: Option<&str>, manager: Option<&Manager>) -> Result<Process> {
     let berthd = programs::ours("berthd")?;
     let config = dir.join("berth.toml");
     let log = dir.join("log");
     let config = [Path::new("--config"), &config];
+    if let Some(manager) = manager {
+        let (command, _fds) = manager.command(&berthd, &config)?;
+        let socket = manager.socket();
+        let envs = [("NOTIFY_SOCKET", socket.as_path())];
+        return Process::start("berthd", &command[0], &command[1..], &envs, &log);
+    }
     match netns {
         None => Process::start("berthd", &berthd, config, &[], &log),
         Some(netns) => {

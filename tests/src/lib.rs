@@ -2,6 +2,7 @@
 //!
 //! - [`process`]: a started program with its log and its use of resources.
 //! - [`berthd`]: the daemon under test, and the HTTP requests a user would send it.
+//! - [`manager`]: keeps descriptors over the daemon's restarts.
 //! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
 //! - [`net`]: a network of our own between the two, and what can go wrong with it.
 //! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
@@ -14,6 +15,7 @@ pub mod berthd;
 pub mod fio;
 pub mod guest;
 pub mod http;
+pub mod manager;
 pub mod net;
 pub mod peers;
 pub mod ports;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::Options;
@@ -18,6 +18,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let ended = Instant::now();
     scene.daemon.end(Signal::KILL)?;
     scene.end_of_life()?;
+    // Nobody keeps the kernel's connections alive either.
+    scene.daemon.manager().context("has a manager")?.forget()?;
     scene.go_on_for(absence)?;
     let started = Instant::now();
     scene.daemon.begin()?;

@@ -24,13 +24,15 @@ const PAUSE_MS: u64 = 1500;
 const EARLY_MS: u64 = 600;
 /// One of so many is killed so early.
 const EARLY_EVERY: u64 = 4;
+/// One of so many starts without what the service manager has kept, as after `systemctl stop`.
+const FORGOTTEN_EVERY: u64 = 4;
 
 pub(crate) fn run(options: &Options, end: End) -> Result<()> {
     let mut random = Random(options.seed);
     let mut scene = Scene::start(options)?;
     scene.go_on_for(Duration::from_secs(1))?;
     let mut stalls = Vec::new();
-    let mut early = 0;
+    let (mut early, mut kept) = (0, 0);
     let mut ended = Instant::now();
     let mut disturbed = false;
     for round in 1..=options.rounds {
@@ -38,7 +40,10 @@ pub(crate) fn run(options: &Options, end: End) -> Result<()> {
             scene.go_on_for(random.millis(PAUSE_MS))?;
             ended = Instant::now();
         }
-        let started = end_and_begin(&mut scene, end).with_context(|| format!("round {round}"))?;
+        let forget = random.below(FORGOTTEN_EVERY) == 0;
+        kept += u32::from(!forget);
+        let started =
+            end_and_begin(&mut scene, end, forget).with_context(|| format!("round {round}"))?;
         let kill_early =
             end == End::Kill && random.below(EARLY_EVERY) == 0 && round < options.rounds;
         disturbed = kill_early;
@@ -60,7 +65,7 @@ pub(crate) fn run(options: &Options, end: End) -> Result<()> {
         }
     }
     println!(
-        "berthd ended {} times ({end:?}), {early} of them within {EARLY_MS} ms of its start",
+        "berthd ended {} times ({end:?}), {early} of them within {EARLY_MS} ms of its start; its descriptors were kept {kept} times",
         options.rounds
     );
     figures::print("longest stall after an end", stalls);
@@ -68,12 +73,16 @@ pub(crate) fn run(options: &Options, end: End) -> Result<()> {
 }
 
 /// Returns when the next life began.
-fn end_and_begin(scene: &mut Scene, end: End) -> Result<Instant> {
+fn end_and_begin(scene: &mut Scene, end: End, forget: bool) -> Result<Instant> {
     scene.daemon.end(match end {
         End::Kill => Signal::KILL,
         End::Planned => Signal::TERM,
     })?;
     scene.end_of_life()?;
+    let manager = scene.daemon.manager().context("has a manager")?;
+    if forget {
+        manager.forget()?;
+    }
     let started = Instant::now();
     scene.daemon.begin()?;
     Ok(started)

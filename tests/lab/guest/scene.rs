@@ -40,7 +40,7 @@ impl Scene {
         let log = kernel::Log::follow()?;
         let portal = Portal::start(Spec::open(LUN_BYTES))?;
         let tgt = Tgt::start(Spec::open(LUN_BYTES))?;
-        let daemon = Berthd::start()?;
+        let daemon = Berthd::start_managed()?;
         let mut scene = Self {
             loads: Vec::new(),
             mounts: Vec::new(),

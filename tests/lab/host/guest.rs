@@ -19,6 +19,10 @@ use crate::scenario::{Place, Scenario};
 
 /// Programs of ours that guests need.
 const PROGRAMS: [&str; 4] = ["lab-guest", "berthd", "berthctl", "portal"];
+/// Where folders are that are shared with guests, which write much and sync it.
+const MEMORY: &str = "/dev/shm";
+/// Of their names; the process id of the lab follows.
+const PREFIX: &str = "berth-lab-";
 /// Folder of logs, in the folder that is shared with the guest.
 const LOGS: &str = "logs";
 
@@ -27,8 +31,9 @@ const LOGS: &str = "logs";
 /// # Errors
 /// When it falls short or does not come to its end; says where its logs are.
 pub(crate) fn run(scenario: &Scenario, rounds: u32, seed: u64) -> Result<()> {
-    // Memory: what guests write there they also sync.
-    let folder = TempDir::with_prefix_in("lab-", "/dev/shm")?;
+    remove_stale();
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let folder = TempDir::with_prefix_in(prefix, MEMORY)?;
     std::fs::create_dir(folder.path().join(LOGS))?;
     let words = format!("{}\n--rounds\n{rounds}\n--seed\n{seed}\n", scenario.name);
     let status = in_guest(scenario, words, folder.path(), scenario.limit(rounds));
@@ -111,6 +116,20 @@ fn to_its_end(mut guest: Booted, folder: &Path, limit: Duration) -> Result<i32> 
     // What the kernel said is worth having beside the rest.
     std::fs::write(folder.join(LOGS).join("console"), guest.process.log())?;
     result
+}
+
+/// Folders outlive a lab that was killed, and they are memory.
+fn remove_stale() {
+    for entry in std::fs::read_dir(MEMORY).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+            .filter(|owner| owner.bytes().all(|byte| byte.is_ascii_digit()));
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn make_executable(path: &Path) -> Result<()> {

@@ -68,7 +68,7 @@ impl Qemu<'_> {
         .collect::<Vec<_>>();
         words.push("-append".to_owned());
         words.push(
-            "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw panic=-1 tsc=reliable no_timer_check quiet \
+            "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw panic=-1 tsc=reliable no_timer_check quiet log_buf_len=4M \
              net.ifnames=0 systemd.unit=lab.target systemd.show_status=no"
                 .to_owned(),
         );

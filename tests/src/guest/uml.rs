@@ -100,7 +100,7 @@ impl Uml<'_> {
         let (home, folder) = (home.display(), self.folder.display());
         let mut words = format!(
             "mem={memory_mib}M root=/dev/root rootfstype=hostfs rootflags=/ ro init={home}/init \
-             uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=4 panic=1 FOLDER={folder}"
+             uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=4 log_buf_len=4M panic=1 FOLDER={folder}"
         );
         if self.tap.is_some() {
             words += " vec0:transport=tap,ifname=tap0,depth=128,gro=1";

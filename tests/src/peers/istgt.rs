@@ -13,7 +13,7 @@ use crate::process::Process;
 use crate::programs;
 
 const TARGET: &str = "iqn.2026-11.example:istgt";
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running `istgt` with one target and one LUN.
 #[derive(Debug)]

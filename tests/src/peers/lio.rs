@@ -19,7 +19,7 @@ const TARGET: &str = "iqn.2026-11.example:lio";
 /// A boot takes 5 to 8 s on two idle cores.
 const DEADLINE: Duration = Duration::from_secs(90);
 /// For a command to the guest, which looks for one ten times a second.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A guest kernel with one LIO target and one LUN.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::process::{Process, wait_for};
 use crate::programs;
 
 const TARGET: &str = "iqn.2026-11.example:portal";
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running `portal` with one target and one LUN in a sparse file.
 #[derive(Debug)]

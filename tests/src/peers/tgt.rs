@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::{programs, tool};
 
 const TARGET: &str = "iqn.2026-11.example:tgt";
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running `tgtd` with one target; LUN 1 holds the data (LUN 0 is its controller).
 #[derive(Debug)]
