@@ -69,9 +69,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let volume = Volume::attach(&daemon, "volume", &outside)?;
     let mut mounted = Mounted::new(&volume, Kind::Ext4)?;
-    // Writers are let in until nearly all that there is is dirty.
-    fs::write("/proc/sys/vm/dirty_background_ratio", "60")?;
-    fs::write("/proc/sys/vm/dirty_ratio", "90")?;
     let hog = Hog::new()?;
     hog.leave(AVAILABLE_BYTES)?;
     let mut times = Vec::new();
