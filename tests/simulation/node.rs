@@ -175,15 +175,16 @@ impl Node {
     async fn keep_groups(&self, volume: &Volume) -> std::convert::Infallible {
         let mut status = volume.status();
         loop {
-            let mut known = self.0.known_groups.borrow_mut();
-            for path in &status.borrow_and_update().paths {
-                if let Some(group) = path.portal_group {
-                    known.insert(path.index.into(), group);
+            {
+                let mut known = self.0.known_groups.borrow_mut();
+                for path in &status.borrow_and_update().paths {
+                    if let Some(group) = path.portal_group {
+                        known.insert(path.index.into(), group);
+                    }
                 }
+                let kept = known.iter().map(|(index, group)| (*index as u16, *group));
+                volume.set_kept_groups(kept.collect());
             }
-            let kept = known.iter().map(|(index, group)| (*index as u16, *group));
-            volume.set_kept_groups(kept.collect());
-            drop(known);
             if status.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

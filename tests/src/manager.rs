@@ -37,7 +37,7 @@ exec "$@"
 #[derive(Debug)]
 pub struct Manager {
     stored: Arc<Mutex<Vec<(String, OwnedFd)>>>,
-    settled: Receiver<()>,
+    settled: Mutex<Receiver<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
     // Last: the socket goes after those who use it.
     dir: TempDir,
@@ -57,7 +57,7 @@ impl Manager {
         let thread = std::thread::spawn(move || serve(&socket, &theirs, &sender));
         Ok(Self {
             stored,
-            settled,
+            settled: Mutex::new(settled),
             thread: Some(thread),
             dir,
         })
@@ -116,8 +116,9 @@ impl Manager {
 
     /// Waits until everything that was sent before has been acted on.
     fn settle(&self) -> Result<()> {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         UnixDatagram::unbound()?.send_to(SETTLE, self.socket())?;
-        self.settled
+        settled
             .recv_timeout(DEADLINE)
             .context("the manager does not answer")
     }
