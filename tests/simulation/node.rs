@@ -229,14 +229,17 @@ impl Node {
     pub async fn is_up(&self) {
         loop {
             let changed = self.0.changed.notified();
-            if let Some(volume) = self.volume() {
-                let mut status = volume.status();
-                let up = status.wait_for(|status| matches!(status.health, VolumeHealth::Up));
-                if up.await.is_ok() {
-                    return;
-                }
+            let Some(volume) = self.volume() else {
+                changed.await;
+                continue;
+            };
+            let mut status = volume.status();
+            tokio::select! {
+                biased;
+                Ok(_) = status.wait_for(|status| matches!(status.health, VolumeHealth::Up)) => return,
+                // Of a volume that has ended there is no other news.
+                () = changed => {}
             }
-            changed.await;
         }
     }
 
