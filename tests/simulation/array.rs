@@ -232,6 +232,12 @@ impl Array {
         self.with(|portal| portal.push_faults(plan));
     }
 
+    /// Login faults that nobody has met yet are off.
+    pub fn clear_login_faults(&self) {
+        self.0.spoilt.borrow_mut().clear();
+        self.with(|portal| portal.clear_pushed_faults());
+    }
+
     /// The target's side of a connection of the network.
     #[must_use]
     pub fn connection_of(&self, wire: usize) -> Option<ConnectionId> {

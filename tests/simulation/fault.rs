@@ -350,6 +350,7 @@ impl World {
         });
         self.array.start_again();
         self.array.map(Mapping::Volume);
+        self.array.clear_login_faults();
         self.array
             .with_unit(|unit| *unit.faults() = Default::default());
         let ids: Vec<_> = self.array.with(|portal| portal.connections().collect());

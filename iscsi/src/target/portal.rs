@@ -472,6 +472,11 @@ impl Portal {
         self.next_faults.push_back(plan);
     }
 
+    /// Forgets what [`Portal::push_faults`] set and no connection has taken yet.
+    pub fn clear_pushed_faults(&mut self) {
+        self.next_faults.clear();
+    }
+
     /// Sets the faults of every connection to come, after those of [`Portal::push_faults`].
     pub fn set_default_faults(&mut self, plan: FaultPlan) {
         self.default_faults = plan;
