@@ -27,6 +27,8 @@
 pub mod device;
 pub mod driver;
 pub mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod link;
 mod linux;
 mod netlink;

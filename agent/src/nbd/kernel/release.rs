@@ -9,6 +9,8 @@ use super::error::{DeviceError, failed};
 use super::link::Link;
 use super::users::User;
 
+/// Time for users of a device that was taken away by force to close it, before it is left behind.
+const USED_LIMIT: Duration = Duration::from_secs(1);
 /// Time for the last flush of a device that is taken away by force.
 const FORCED_FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -77,7 +79,10 @@ impl KernelNbd {
             return Err(error.into());
         }
         self.store.remove(&stored_name(&identity.backend));
-        Ok(self.wait_free(index, identity).await)
+        let limit = self.settings.release_timeout;
+        // Whoever has it mounted will not be gone in that time.
+        let limit = if users.is_empty() { limit } else { limit.min(USED_LIMIT) };
+        Ok(self.wait_free(index, identity, limit).await)
     }
 
     async fn last_flush(&self, index: u32, force: bool) -> Result<(), DeviceError> {
@@ -104,8 +109,8 @@ impl KernelNbd {
     }
 
     /// Waits until the device has nothing of us any more: then its number may be used again.
-    async fn wait_free(&self, index: u32, identity: &Identity) -> Released {
-        let deadline = Instant::now() + self.settings.release_timeout;
+    async fn wait_free(&self, index: u32, identity: &Identity, limit: Duration) -> Released {
+        let deadline = Instant::now() + limit;
         loop {
             match self.facts(index).await {
                 Ok(facts) if facts.pid.is_none() && !facts.held => return Released::Free,
