@@ -407,3 +407,7 @@ fn is_hangup(error: &io::Error) -> bool {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
     )
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -34,14 +34,37 @@ use crate::plane::spec::{Leave, VolumeHealth};
 /// Pauses between attempts to give a device a new connection.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// A connection that broke before this age is not replaced at once: the next one may break as soon.
+const LIVED: Duration = Duration::from_secs(1);
 /// What identifiers of our devices begin with; rules for device names rely on it.
 const BACKEND_PREFIX: &str = "berth.";
 
 /// A device whose connection the volume serves, or should.
 pub(super) struct Served {
     device: Device,
-    /// Its connection is over; when the next attempt to replace it is due, and the pause after that.
-    retry: Option<(Instant, Duration)>,
+    /// Its connection is over; when the next attempt to replace it is due.
+    retry: Option<Instant>,
+    /// Pause before the attempt after that.
+    pause: Duration,
+    /// When it got its present connection.
+    since: Instant,
+}
+
+impl Served {
+    fn new(device: Device) -> Self {
+        Self {
+            device,
+            retry: None,
+            pause: RETRY_FIRST,
+            since: Instant::now(),
+        }
+    }
+
+    /// Replaces its connection after a pause, which grows.
+    fn retry_later(&mut self) {
+        self.retry = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+    }
 }
 
 /// What became of a device.
@@ -49,7 +72,7 @@ pub(super) enum DeviceEvent {
     /// Its connection is over.
     LinkOver(Ending),
     /// Its connection is to be replaced now.
-    RetryDue(Duration),
+    RetryDue,
 }
 
 /// The next thing to do about the device, if there is one. Can be dropped and called again.
@@ -57,16 +80,19 @@ pub(super) async fn next_event(device: &mut Option<Served>) -> DeviceEvent {
     match device {
         None => std::future::pending().await,
         Some(Served {
-            retry: Some((at, pause)),
-            ..
+            retry: Some(at), ..
         }) => {
             tokio::time::sleep_until(*at).await;
-            DeviceEvent::RetryDue(*pause)
+            DeviceEvent::RetryDue
         }
         Some(served) => {
             let ending = served.device.wait_link_ended().await;
-            // Until it is replaced there is nothing to wait for.
-            served.retry = Some((Instant::now(), RETRY_FIRST));
+            // Until it is replaced there is nothing to wait for. One that lived long is replaced at once.
+            if served.since.elapsed() > LIVED {
+                served.pause = Duration::ZERO;
+            }
+            served.retry_later();
+            served.pause = served.pause.max(RETRY_FIRST);
             DeviceEvent::LinkOver(ending)
         }
     }
@@ -123,10 +149,7 @@ impl Task {
             volume = %self.name, device = device.node(), backend = device.identity().backend,
             "the kernel device is up"
         );
-        self.device = Some(Served {
-            device,
-            retry: None,
-        });
+        self.device = Some(Served::new(device));
         self.show_device(None);
         self.sync_device_size(volume).await;
         Ok(())
@@ -137,7 +160,9 @@ impl Task {
         let must =
             self.intent.request.device == DeviceWish::Kernel || self.context.kernel.is_always();
         if must {
-            return Err(failure::no_device(reason).with_attachment(&self.name));
+            // After a start of the node the module may come a moment later.
+            let error = failure::no_device(reason).with_retryable(true);
+            return Err(error.with_attachment(&self.name));
         }
         self.show_device(Some(format!("{reason}; the NBD socket serves alone")));
         Ok(())
@@ -240,14 +265,18 @@ impl Task {
         volume: &Arc<Volume>,
         event: DeviceEvent,
     ) -> Option<Next> {
-        let pause = match event {
-            DeviceEvent::LinkOver(Ending::Parked) => RETRY_FIRST,
+        match event {
+            DeviceEvent::LinkOver(Ending::Disconnected) => {
+                let node = self.device.as_ref()?.device.node();
+                return Some(self.device_lost(volume, DeviceError::Lost { node }).await);
+            }
             DeviceEvent::LinkOver(Ending::Over(why)) => {
                 tracing::warn!(volume = %self.name, why, "the connection of the device is over");
-                RETRY_FIRST
+                return None; // It is replaced when that is due.
             }
-            DeviceEvent::RetryDue(pause) => pause,
-        };
+            DeviceEvent::LinkOver(Ending::Parked) => return None,
+            DeviceEvent::RetryDue => {}
+        }
         if !matches!(volume.status().borrow().health, VolumeHealth::Failed { .. }) {
             let info = self.export(volume);
             let serving = Arc::clone(volume);
@@ -256,12 +285,9 @@ impl Task {
             match served.device.reconnect(&info, &serve).await {
                 Ok(()) => {
                     served.retry = None;
-                    let message = format!(
-                        "{}: {} has a new connection",
-                        self.name,
-                        served.device.node()
-                    );
-                    self.notice(message, None);
+                    served.since = Instant::now();
+                    let node = served.device.node();
+                    self.notice(format!("{}: {node} has a new connection", self.name), None);
                     return None;
                 }
                 Err(error @ DeviceError::Lost { .. }) => {
@@ -273,7 +299,7 @@ impl Task {
             }
         }
         if let Some(served) = &mut self.device {
-            served.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_MAX)));
+            served.retry_later();
         }
         None
     }
@@ -392,3 +418,7 @@ impl Task {
         });
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+#[path = "device_tests.rs"]
+mod tests;

@@ -206,7 +206,10 @@ impl FakeKernel {
                 let error = u32::from_be_bytes(header[4..8].try_into().expect("4 bytes"));
                 let cookie = u64::from_be_bytes(header[8..].try_into().expect("8 bytes"));
                 let mut state = self.lock();
-                let device = state.devices.get_mut(&index).ok_or(io::ErrorKind::NotFound)?;
+                let device = state
+                    .devices
+                    .get_mut(&index)
+                    .ok_or(io::ErrorKind::NotFound)?;
                 let io = device
                     .in_flight
                     .remove(&cookie)
@@ -219,7 +222,10 @@ impl FakeKernel {
                 }
                 let result = if error == 0 { Ok(data) } else { Err(error) };
                 let mut state = self.lock();
-                let device = state.devices.get_mut(&index).ok_or(io::ErrorKind::NotFound)?;
+                let device = state
+                    .devices
+                    .get_mut(&index)
+                    .ok_or(io::ErrorKind::NotFound)?;
                 device.done.insert(io.number, result);
                 self.0.changed.notify_all();
             }
@@ -270,7 +276,9 @@ impl Device {
         if let Some(mut socket) = self.socket.as_ref() {
             let header = io.header.emit_compact().expect("fits");
             // An error ends the connection, which the reader sees; the request stays.
-            let _ = socket.write_all(&header).and_then(|()| socket.write_all(&io.data));
+            let _ = socket
+                .write_all(&header)
+                .and_then(|()| socket.write_all(&io.data));
         }
         self.in_flight.insert(cookie, io);
     }
@@ -323,7 +331,10 @@ impl Driver for FakeKernel {
         };
         state.devices.insert(index, device);
         drop(state);
-        self.plug(index, connect.socket.try_clone_to_owned().expect("a handle"));
+        self.plug(
+            index,
+            connect.socket.try_clone_to_owned().expect("a handle"),
+        );
         // udev looks into the device before anybody knows that it is there.
         self.read(index, 0, 512).expect("the first read");
         Ok(index)
@@ -344,7 +355,9 @@ impl Driver for FakeKernel {
 
     fn resize(&self, index: u32, backend: &str, size: Size) -> Result<(), DriverError> {
         let mut state = self.lock();
-        state.asked.push(format!("resize {index} {}", size.size_bytes));
+        state
+            .asked
+            .push(format!("resize {index} {}", size.size_bytes));
         state.ours(index, Some(backend))?.size = size;
         Ok(())
     }
@@ -378,7 +391,10 @@ impl Driver for FakeKernel {
 
     fn users(&self, index: u32) -> io::Result<Vec<User>> {
         let state = self.lock();
-        Ok(state.devices.get(&index).map_or_else(Vec::new, |device| device.users.clone()))
+        Ok(state
+            .devices
+            .get(&index)
+            .map_or_else(Vec::new, |device| device.users.clone()))
     }
 
     fn claim(&self, index: u32) -> io::Result<Option<Claim>> {

@@ -39,6 +39,10 @@ impl Link {
     pub async fn wait_ended(&mut self) -> Ending {
         match (&mut self.ended).await {
             Ok(End::Parked) => Ending::Parked,
+            Ok(End::Disconnected) => {
+                self.shut();
+                Ending::Disconnected
+            }
             Ok(end) => {
                 self.shut();
                 Ending::Over(end.to_string())
@@ -66,6 +70,8 @@ impl Link {
 pub enum Ending {
     /// At a message boundary with nothing unanswered: whoever has its socket can go on.
     Parked,
+    /// The kernel has said goodbye: somebody disconnected the device.
+    Disconnected,
     /// In any other way: it can only be replaced.
     Over(String),
 }

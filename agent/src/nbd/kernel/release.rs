@@ -81,7 +81,11 @@ impl KernelNbd {
         self.store.remove(&stored_name(&identity.backend));
         let limit = self.settings.release_timeout;
         // Whoever has it mounted will not be gone in that time.
-        let limit = if users.is_empty() { limit } else { limit.min(USED_LIMIT) };
+        let limit = if users.is_empty() {
+            limit
+        } else {
+            limit.min(USED_LIMIT)
+        };
         Ok(self.wait_free(index, identity, limit).await)
     }
 
