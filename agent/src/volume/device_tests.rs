@@ -85,7 +85,7 @@ impl Node {
     }
 
     fn client(&self) -> Client {
-        Client::unix(&self.dir.path().join("api.sock"))
+        Client::unix(self.dir.path().join("api.sock"))
     }
 
     fn request(&self, device: DeviceWish) -> AttachRequest {
