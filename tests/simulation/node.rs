@@ -124,8 +124,17 @@ impl Node {
 
     async fn serve(self) {
         let plane = DataPlane::local();
+        let mut trying_since = Instant::now();
         while !self.0.ending.get() {
-            let spec = self.spec();
+            let mut spec = self.spec();
+            if spec
+                .stale_session_timeout
+                .is_some_and(|limit| trying_since.elapsed() >= limit)
+            {
+                spec.paths
+                    .iter_mut()
+                    .for_each(|path| path.known_group = None);
+            }
             // As the daemon does: whatever ends this life, the next one must take it for unclean.
             self.0.unclean.set(true);
             match Volume::attach(plane.place(), spec).await {
@@ -146,6 +155,7 @@ impl Node {
                     };
                     event!("node.ended", "node {}", self.0.number);
                     self.set_volume(None);
+                    trying_since = Instant::now();
                     match ended {
                         Ended::Detached { .. } => return,
                         Ended::Failed(error) => {

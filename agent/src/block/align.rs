@@ -192,14 +192,14 @@ impl<D: BlockDevice> Align<D> {
         if need_head {
             self.device.submit(Request {
                 id: slot,
-                op: Op::Read {
+                op: Op::ReadToMerge {
                     offset_bytes: start,
                     len_bytes,
                 },
             });
         }
         if read_tail {
-            let op = Op::Read {
+            let op = Op::ReadToMerge {
                 offset_bytes: end - block,
                 len_bytes,
             };
@@ -416,6 +416,10 @@ fn range_of(op: &Op) -> Option<(u64, u64)> {
         Op::Read {
             offset_bytes,
             len_bytes,
+        }
+        | Op::ReadToMerge {
+            offset_bytes,
+            len_bytes,
         } => (*offset_bytes, u64::from(*len_bytes)),
         Op::Write {
             offset_bytes, data, ..
@@ -470,7 +474,7 @@ impl<D: BlockDevice> BlockDevice for Align<D> {
         }
         if len == 0 {
             let output = match op {
-                Op::Read { .. } => Output::Data(Payload::new()),
+                Op::Read { .. } | Op::ReadToMerge { .. } => Output::Data(Payload::new()),
                 Op::BlockStatus { .. } => Output::Extents(Vec::new()),
                 _ => Output::Done,
             };
@@ -512,7 +516,7 @@ impl<D: BlockDevice> BlockDevice for Align<D> {
                 self.submit_ragged_zeroes(id, zeroes, block);
             }
             _ if aligned => self.device.submit(Request { id, op }),
-            Op::Read { len_bytes, .. } => {
+            Op::Read { len_bytes, .. } | Op::ReadToMerge { len_bytes, .. } => {
                 let skip = (offset - start) as usize;
                 let id = self.step(Step::Cut {
                     id,

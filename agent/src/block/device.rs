@@ -23,6 +23,9 @@ pub struct Request {
 pub enum Op {
     /// Read; answered by [`Output::Data`] of exactly `len_bytes`.
     Read { offset_bytes: u64, len_bytes: u32 },
+    /// The same, of a range that is about to be written with what is read: it waits, as a write would, until no
+    /// earlier write of unknown fate can still change the range.
+    ReadToMerge { offset_bytes: u64, len_bytes: u32 },
     /// Write `data`; with `fua` the answer comes after it is durable.
     Write {
         offset_bytes: u64,

@@ -45,7 +45,7 @@ impl FaultSwitches {
 
     fn hits(&self, op: &Op) -> bool {
         let bit = match op {
-            Op::Read { .. } => 1,
+            Op::Read { .. } | Op::ReadToMerge { .. } => 1,
             Op::Write { .. } | Op::Trim { .. } | Op::WriteZeroes { .. } => 2,
             Op::Flush => 4,
             Op::BlockStatus { .. } | Op::Cache { .. } => 0,

@@ -64,6 +64,10 @@ impl ModelDevice {
             Op::Read {
                 offset_bytes,
                 len_bytes,
+            }
+            | Op::ReadToMerge {
+                offset_bytes,
+                len_bytes,
             } => {
                 check(*offset_bytes, u64::from(*len_bytes))?;
                 assert!(*len_bytes <= self.geometry.transfer_max_bytes);

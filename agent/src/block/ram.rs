@@ -78,6 +78,10 @@ impl RamDevice {
             Op::Read {
                 offset_bytes,
                 len_bytes,
+            }
+            | Op::ReadToMerge {
+                offset_bytes,
+                len_bytes,
             } => {
                 self.check(offset_bytes, u64::from(len_bytes))?;
                 return Ok(Output::Data(self.read(offset_bytes, len_bytes as usize)));

@@ -213,7 +213,9 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
 
     fn submit(&mut self, request: Request) {
         let (kind, bytes) = match &request.op {
-            Op::Read { len_bytes, .. } => (OpKind::Read, u64::from(*len_bytes)),
+            Op::Read { len_bytes, .. } | Op::ReadToMerge { len_bytes, .. } => {
+                (OpKind::Read, u64::from(*len_bytes))
+            }
             Op::Write { data, .. } => (OpKind::Write, data.len() as u64),
             Op::Flush => (OpKind::Flush, 0),
             Op::Trim { len_bytes, .. } => (OpKind::Trim, *len_bytes),

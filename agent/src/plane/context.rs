@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::board::Board;
 use super::handle::PathHandle;
 use super::session::{Old, Session};
-use super::spec::{PathSpec, PathView, RecoveryCounters, VolumeSpec};
+use super::spec::{PathSpec, PathStatus, PathView, RecoveryCounters, VolumeSpec};
 use super::volume::{Shared, Snapshot};
 use crate::block::hub::DynHub;
 use crate::block::lun::reservation::FenceError;
@@ -83,19 +83,19 @@ impl Context {
         let Some(group) = own.and_then(|own| own.portal_group) else {
             return Old::default();
         };
-        let mut others: Vec<_> = paths
-            .into_iter()
-            .filter(|other| other.index != path.index && other.portal_group == Some(group))
-            .collect();
-        // Those that work come first.
-        others.sort_by_key(|other| (other.state != berth_api::types::PathState::Up, other.index));
         // After a redirect the path's own portal may be of another group, which does not help.
         let first = landed.unwrap_or_else(|| path.portal.clone());
+        let (mut there, elsewhere): (Vec<_>, Vec<_>) = paths
+            .into_iter()
+            .filter(|other| other.portal != first)
+            .partition(|other| other.index != path.index && other.portal_group == Some(group));
+        // Those that work come first.
+        there.sort_by_key(|other| (other.state != berth_api::types::PathState::Up, other.index));
+        let portals = |paths: Vec<PathStatus>| paths.into_iter().map(|path| path.portal);
         Old {
             group: Some(group),
-            portals: std::iter::once(first)
-                .chain(others.into_iter().map(|other| other.portal))
-                .collect(),
+            portals: std::iter::once(first).chain(portals(there)).collect(),
+            elsewhere: portals(elsewhere).collect(),
         }
     }
 

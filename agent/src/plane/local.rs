@@ -171,14 +171,19 @@ fn old_session_at_start(spec: &VolumeSpec, path: &PathSpec) -> Old {
     let Some(group) = path.known_group else {
         return Old::default();
     };
-    let others = spec
-        .paths
-        .iter()
-        .filter(|other| other.index != path.index && other.known_group == Some(group));
+    let leads_there = |other: &&PathSpec| other.known_group == Some(group);
+    let others = || {
+        let others = spec.paths.iter();
+        others.filter(|other| other.index != path.index)
+    };
     Old {
         group: Some(group),
         portals: std::iter::once(path)
-            .chain(others)
+            .chain(others().filter(leads_there))
+            .map(|path| path.portal.clone())
+            .collect(),
+        elsewhere: others()
+            .filter(|other| !leads_there(other))
             .map(|path| path.portal.clone())
             .collect(),
     }

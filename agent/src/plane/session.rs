@@ -80,12 +80,15 @@ pub(super) struct Old {
     pub(super) group: Option<u16>,
     /// Where to log in, in order of preference; empty: on the path's own portal.
     pub(super) portals: Vec<Portal>,
+    /// Where else, when these lead to other groups: redirects may lead from anywhere to anywhere.
+    pub(super) elsewhere: Vec<Portal>,
 }
 
 /// Logs in on the path and looks at the unit.
 pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attempt {
     let mut login = spec.login.clone();
     login.isid = path.isid;
+    let mut elsewhere = old.elsewhere;
     let mut portals = if old.portals.is_empty() {
         vec![path.portal.clone()]
     } else {
@@ -109,6 +112,9 @@ pub(super) async fn open(spec: &VolumeSpec, path: &PathSpec, old: Old) -> Attemp
                 // Those before it cannot be reached; one after it may lead to the right group.
                 let tried = portals.iter().position(|portal| *portal == through);
                 portals.drain(..=tried.unwrap_or(portals.len() - 1));
+                if portals.is_empty() {
+                    portals = std::mem::take(&mut elsewhere);
+                }
                 if portals.is_empty() {
                     return Attempt::Failed(failure::other_group(&spec.target, wanted, group));
                 }

@@ -142,6 +142,7 @@ impl Attachment {
             waiting: Vec::new(),
             takeover: false,
             detaching: VecDeque::new(),
+            trying_since: None,
             device: None,
         };
         tokio::spawn(task.run(origin));
@@ -188,6 +189,8 @@ pub(super) struct Task {
     pub(super) takeover: bool,
     /// Who waits for the detach under way.
     pub(super) detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
+    /// Since when attempts are made to bring it up.
+    pub(super) trying_since: Option<tokio::time::Instant>,
     /// The kernel device, while a volume serves it.
     pub(super) device: Option<Served>,
 }

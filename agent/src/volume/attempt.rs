@@ -59,10 +59,20 @@ impl Task {
             claim,
             unclean: !was_clean,
         };
-        Ok(Prepared {
-            spec: (self.context.spec)(&self.name, &self.intent, terms),
-            was_clean,
-        })
+        let mut spec = (self.context.spec)(&self.name, &self.intent, terms);
+        let since = *self
+            .trying_since
+            .get_or_insert_with(tokio::time::Instant::now);
+        if spec
+            .stale_session_timeout
+            .is_some_and(|limit| since.elapsed() >= limit)
+        {
+            // Nothing leads to where the old sessions were, and by now the target has ended them.
+            for path in &mut spec.paths {
+                path.known_group = None;
+            }
+        }
+        Ok(Prepared { spec, was_clean })
     }
 
     /// Takes in how an attempt ended; a volume that is up may serve afterwards.
@@ -93,6 +103,7 @@ impl Task {
             self.keep_intent_or_log().await;
             return Err(error);
         }
+        self.trying_since = None;
         Ok(volume)
     }
 

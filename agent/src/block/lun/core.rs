@@ -130,6 +130,18 @@ impl Core {
                 let step = Step::Read {
                     lba: offset_bytes / block,
                     blocks: blocks(u64::from(len_bytes)),
+                    to_merge: false,
+                };
+                self.start(Job::new(id, step));
+            }
+            Op::ReadToMerge {
+                offset_bytes,
+                len_bytes,
+            } => {
+                let step = Step::Read {
+                    lba: offset_bytes / block,
+                    blocks: blocks(u64::from(len_bytes)),
+                    to_merge: true,
                 };
                 self.start(Job::new(id, step));
             }

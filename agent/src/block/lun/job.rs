@@ -93,6 +93,8 @@ pub(super) enum Step {
     Read {
         lba: u64,
         blocks: u32,
+        /// See [`crate::block::Op::ReadToMerge`].
+        to_merge: bool,
     },
     Write {
         lba: u64,
@@ -184,7 +186,7 @@ impl Step {
         let bytes = |blocks: u32| blocks.saturating_mul(profile.block_bytes);
         let plain = Caching::default();
         match self {
-            Self::Read { lba, blocks } => (
+            Self::Read { lba, blocks, .. } => (
                 read(profile, *lba, *blocks),
                 Transfer::Read {
                     len_bytes: bytes(*blocks),
@@ -264,10 +266,16 @@ impl Step {
         }
     }
 
+    /// Whether it must not be sent while writes of unknown fate can still change its range: it changes that too,
+    /// or what it reads is written back.
+    pub(super) fn needs_settled_range(&self) -> bool {
+        self.changes_data() || matches!(self, Self::Read { to_merge: true, .. })
+    }
+
     /// The blocks that it touches: first, and behind the last.
     pub(super) fn range(&self) -> (u64, u64) {
         match self {
-            Self::Read { lba, blocks }
+            Self::Read { lba, blocks, .. }
             | Self::Write { lba, blocks, .. }
             | Self::WriteZeroData { lba, blocks }
             | Self::WriteSame { lba, blocks, .. }

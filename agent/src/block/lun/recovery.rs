@@ -28,7 +28,7 @@ impl Core {
             return false;
         }
         let step = &self.jobs[slot].step;
-        if !step.changes_data() {
+        if !step.needs_settled_range() {
             return false;
         }
         let (start, end) = step.range();

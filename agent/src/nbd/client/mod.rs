@@ -420,6 +420,10 @@ fn express(op: &Op) -> Result<Expressed, ClientError> {
         Op::Read {
             offset_bytes,
             len_bytes,
+        }
+        | Op::ReadToMerge {
+            offset_bytes,
+            len_bytes,
         } => {
             if len_bytes > PAYLOAD_MAX_BYTES {
                 return Err(too_long());
