@@ -5,5 +5,6 @@
 
 mod bring_up;
 mod detach;
+mod merges;
 mod redirects;
 mod stage;

@@ -130,14 +130,19 @@ impl Stage {
     }
 
     pub(super) fn issue(&self, kind: Kind, block: u64) -> JoinHandle<()> {
+        self.issue_cells(kind, block * CELLS_PER_BLOCK, CELLS_PER_BLOCK)
+    }
+
+    /// Issues a request of so many cells; a block has several.
+    pub(super) fn issue_cells(&self, kind: Kind, cell: u64, cells: u64) -> JoinHandle<()> {
         let request = PlannedRequest {
             number: 0,
             at: Duration::ZERO,
             node: 0,
             client: 0,
             kind,
-            cell: block * CELLS_PER_BLOCK,
-            cells: CELLS_PER_BLOCK,
+            cell,
+            cells,
             fua: false,
         };
         spawn_local(self.nodes[0].clone().client(vec![request], Instant::now()))
