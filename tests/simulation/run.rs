@@ -15,7 +15,7 @@ use super::array::Array;
 use super::capture::{self, Capture};
 use super::check;
 use super::fault::{World, slowness};
-use super::history::{History, Outcome, parse_cell};
+use super::history::{Entry, History, Outcome, parse_cell};
 use super::net::Net;
 use super::node::Node;
 use super::plan::{CELL_BYTES, Kind, Plan, PlannedRequest};
@@ -243,7 +243,8 @@ fn report_hang(history: &Rc<RefCell<History>>, nodes: &[Node]) {
     history.violate(text);
 }
 
-/// After a detach everything is durable: what was read last is what a power cut leaves.
+/// After a detach everything is durable: a power cut leaves what was read last, or a write whose fate was open
+/// then. The disk is one more read, to be judged with the others.
 fn look_at_the_disk(plan: &Plan, array: &Array, history: &Rc<RefCell<History>>) {
     let history = &mut *history.borrow_mut();
     if array.decoy_writes() > 0 {
@@ -260,6 +261,7 @@ fn look_at_the_disk(plan: &Plan, array: &Array, history: &Rc<RefCell<History>>) 
     let contents = array.contents();
     let reads = history.entries.len() - plan.cells().div_ceil(LAST_LOOK_CELLS) as usize;
     let mut wrong = None;
+    let mut on_the_disk = Vec::new();
     for entry in &history.entries[reads..] {
         if entry.outcome != Outcome::Done {
             wrong = Some(format!(
@@ -268,19 +270,31 @@ fn look_at_the_disk(plan: &Plan, array: &Array, history: &Rc<RefCell<History>>) 
             ));
             break;
         }
+        let now = trace::tick();
+        let mut after = Entry {
+            start: now,
+            end: now,
+            found: Vec::new(),
+            ..entry.clone()
+        };
         for (cell, value) in (entry.request.cell..).zip(&entry.found) {
             let at = (cell * CELL_BYTES) as usize;
             let on_disk = parse_cell(cell, &contents[at..at + CELL_BYTES as usize]);
-            if on_disk != Some(*value) {
-                wrong = Some(format!(
-                    "cell {cell}: the disk has {on_disk:?} after the detach, the last read found #{value}"
-                ));
-                break;
+            match on_disk {
+                Some(value) => after.found.push(value),
+                None => {
+                    wrong = Some(format!(
+                        "cell {cell}: the disk has garbage after the detach, the last read found #{value}"
+                    ));
+                    break;
+                }
             }
         }
+        on_the_disk.push(after);
     }
-    if let Some(text) = wrong {
-        history.violate(text);
+    match wrong {
+        Some(text) => history.violate(text),
+        None => history.entries.extend(on_the_disk),
     }
 }
 
