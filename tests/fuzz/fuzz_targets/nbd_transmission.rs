@@ -89,6 +89,7 @@ fn answer(request: &Request, fail: bool, read_only: bool) -> Result<Output, Erro
             Output::Extents(vec![extent(512), extent(1 << 32)])
         }
         Op::Flush => Output::Done,
+        Op::ReadToMerge { .. } => panic!("no client can ask for that"),
     };
     if fail { Err(Error::Medium) } else { Ok(done) }
 }
