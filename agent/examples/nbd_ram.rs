@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
                 let client = Client::new(hub.clone());
                 tokio::task::spawn_local(async move {
                     let end = serve(handover, client, Limits::default(), Stop::new()).await;
-                    eprintln!("connection ended: {end}");
+                    eprintln!("connection ended: {}", end.0);
                 });
             }
         };

@@ -27,6 +27,7 @@ pub struct Initiator {
     name: IscsiName,
     settings: Iscsi,
     nbd: nbd::transmission::Limits,
+    receive_pool_bytes: usize,
 }
 
 impl Initiator {
@@ -42,6 +43,8 @@ impl Initiator {
             name,
             settings: config.iscsi.clone(),
             nbd,
+            receive_pool_bytes: usize::try_from(config.nbd.device.receive_pool.0)
+                .unwrap_or(usize::MAX),
         }
     }
 
@@ -108,6 +111,7 @@ impl Initiator {
             command_timeout: self.settings.command_timeout.0,
             logout_timeout: self.settings.logout_timeout.0,
             nbd: self.nbd,
+            receive_pool_bytes: self.receive_pool_bytes,
         }
     }
 

@@ -24,6 +24,8 @@ const RETIRED_MAX: usize = 32;
 pub struct ReceiveBuffer {
     current: BytesMut,
     retired: VecDeque<BytesMut>,
+    /// Chunks that were made beforehand, `current` among them; 0: as many as it takes are made when needed.
+    pool: usize,
 }
 
 impl ReceiveBuffer {
@@ -31,6 +33,41 @@ impl ReceiveBuffer {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A buffer that has at least `bytes` from the start, resident, in whole chunks; [`ReceiveBuffer::has_room`]
+    /// tells whether some of them are free. For who must not ask for memory while it receives.
+    #[must_use]
+    pub fn with_pool(bytes: usize) -> Self {
+        let pool = bytes.div_ceil(CHUNK_BYTES).max(2);
+        let chunk = || {
+            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            // Not with zeros: those would be the kernel's to give at the first touch.
+            chunk.resize(CHUNK_BYTES, 0xa5);
+            chunk.clear();
+            chunk
+        };
+        Self {
+            current: chunk(),
+            retired: std::iter::repeat_with(chunk).take(pool - 1).collect(),
+            pool,
+        }
+    }
+
+    /// Whether [`ReceiveBuffer::room`] can be had of the pool. Always true without one.
+    pub fn has_room(&mut self) -> bool {
+        if self.pool == 0 || self.room_left() >= ROOM_MIN_BYTES {
+            return true;
+        }
+        let want = self.chunk_wanted();
+        match self.reclaimable(want) {
+            // Where it is looked for first the next time.
+            Some(at) => {
+                self.retired.swap(at, self.retired.len() - 1);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Received bytes that were not taken yet; always contiguous.
@@ -68,12 +105,17 @@ impl ReceiveBuffer {
         self.current.advance(len);
     }
 
+    /// Drops everything that was not taken.
+    pub fn clear(&mut self) {
+        self.skip(self.len());
+    }
+
     /// The buffer to read into: append to it (`read_buf`); it has spare capacity of at least 16 KiB.
     ///
     /// Leftover bytes are moved to the new chunk when one is started; callers take all payload that
     /// has arrived before they ask for room, so what is left is a partial header.
     pub fn room(&mut self) -> &mut BytesMut {
-        if self.current.capacity() - self.current.len() < ROOM_MIN_BYTES {
+        if self.room_left() < ROOM_MIN_BYTES {
             self.next_chunk();
         }
         &mut self.current
@@ -94,32 +136,37 @@ impl ReceiveBuffer {
         }
     }
 
+    fn room_left(&self) -> usize {
+        self.current.capacity() - self.current.len()
+    }
+
+    /// What is unread must stay contiguous, so a new chunk has room for it and more.
+    fn chunk_wanted(&self) -> usize {
+        CHUNK_BYTES.max(self.current.len() + ROOM_MIN_BYTES)
+    }
+
     fn next_chunk(&mut self) {
-        // What is unread must stay contiguous, so a new chunk has room for it and more.
-        let want = CHUNK_BYTES.max(self.current.len() + ROOM_MIN_BYTES);
-        let mut next = self
-            .reuse(want)
-            .unwrap_or_else(|| BytesMut::with_capacity(want));
+        let want = self.chunk_wanted();
+        let mut next = match self.reclaimable(want) {
+            Some(at) => self.retired.remove(at).expect("was just found"),
+            None => BytesMut::with_capacity(want),
+        };
         next.extend_from_slice(&self.current);
         let mut old = std::mem::replace(&mut self.current, next);
         old.clear();
-        if self.retired.len() < RETIRED_MAX {
-            self.retired.push_back(old);
-        } else {
+        if self.retired.len() >= RETIRED_MAX.max(self.pool) {
             // Prefer young chunks: they are the warm ones.
             self.retired.pop_front();
-            self.retired.push_back(old);
         }
+        self.retired.push_back(old);
     }
 
     /// A retired chunk that nobody refers to any more; the youngest one, which is most likely still in
     /// the cache. Taking the oldest would walk through all of them, and through the cache, in a circle.
-    fn reuse(&mut self, want: usize) -> Option<BytesMut> {
-        let at = self
-            .retired
+    fn reclaimable(&mut self, want: usize) -> Option<usize> {
+        self.retired
             .iter_mut()
-            .rposition(|chunk| chunk.try_reclaim(want))?;
-        self.retired.remove(at)
+            .rposition(|chunk| chunk.try_reclaim(want))
     }
 }
 
@@ -171,5 +218,48 @@ mod tests {
         buffer.skip(CHUNK_BYTES - 40);
         buffer.extend(&data[CHUNK_BYTES - 10..]);
         assert_eq!(buffer.bytes(), &data[CHUNK_BYTES - 40..]);
+    }
+
+    /// Fills the buffer and keeps what was read, as long as there is room in the pool.
+    fn fill(buffer: &mut ReceiveBuffer) -> Vec<Bytes> {
+        let mut held = Vec::new();
+        while buffer.has_room() {
+            let room = buffer.room();
+            let n = room.capacity();
+            room.resize(n, 1);
+            held.push(buffer.take(n));
+        }
+        held
+    }
+
+    #[test]
+    fn a_pool_is_all_there_is_until_a_slice_goes() {
+        let mut buffer = ReceiveBuffer::with_pool(4 * CHUNK_BYTES);
+        let mut held = fill(&mut buffer);
+        assert_eq!(held.iter().map(Bytes::len).sum::<usize>(), 4 * CHUNK_BYTES);
+        let addresses = |held: &[Bytes]| {
+            let mut all: Vec<_> = held.iter().map(|bytes| bytes.as_ptr() as usize).collect();
+            all.sort_unstable();
+            all
+        };
+        let first = addresses(&held);
+        let middle = held.remove(1);
+        assert!(!buffer.has_room());
+        drop(middle);
+        assert_eq!(fill(&mut buffer).len(), 1, "one chunk is free");
+        for _ in 0..10 {
+            held.clear();
+            held = fill(&mut buffer);
+            assert_eq!(addresses(&held), first, "and the memory stays the same");
+        }
+    }
+
+    #[test]
+    fn who_needs_more_than_the_pool_can_have_it() {
+        let mut buffer = ReceiveBuffer::with_pool(2 * CHUNK_BYTES);
+        let held = fill(&mut buffer);
+        assert!(!buffer.has_room());
+        assert!(buffer.room().capacity() >= ROOM_MIN_BYTES);
+        drop(held);
     }
 }

@@ -367,6 +367,8 @@ impl Node {
             command_timeout: plan.command_timeout,
             logout_timeout: Duration::from_secs(10),
             nbd: Limits::default(),
+            // Nothing is received in it: the simulation has no kernel device.
+            receive_pool_bytes: 0,
         }
     }
 

@@ -202,13 +202,19 @@ impl Drop for StopWatch {
     }
 }
 
-/// Serves one connection until it ends. Must run on the thread of `client`'s device.
+/// Serves one connection until it ends. Must run on the thread of `client`'s device. Gives back what it has received
+/// in, for the next connection.
 ///
 /// Requests that were taken when the connection ends early go on in the device; nobody is told.
-pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Stop) -> End {
+pub async fn serve(
+    handover: Handover,
+    client: Client,
+    limits: Limits,
+    stop: Stop,
+) -> (End, ReceiveBuffer) {
     let stream = match handover.stream.register() {
         Ok(stream) => stream,
-        Err(error) => return End::Io(error),
+        Err(error) => return (End::Io(error), handover.input),
     };
     let mut connection = Connection {
         transmission: Transmission::new(&handover.negotiated, limits),
@@ -222,7 +228,7 @@ pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Sto
         end: End::Disconnected,
     };
     let _permit = handover.permit;
-    match poll_fn(|cx| connection.poll(cx)).await {
+    let end = match poll_fn(|cx| connection.poll(cx)).await {
         Ok(()) => connection.end,
         Err(End::Cut) => End::Cut,
         Err(end) => {
@@ -231,7 +237,9 @@ pub async fn serve(handover: Handover, client: Client, limits: Limits, stop: Sto
             }
             end
         }
-    }
+    };
+    connection.input.clear();
+    (end, connection.input)
 }
 
 struct Connection {
@@ -299,6 +307,10 @@ impl Connection {
             };
             if most == 0 {
                 self.take_no_more(End::Parked);
+                break;
+            }
+            // An answer makes room; without one to come there is nothing to wait for.
+            if !self.input.has_room() && self.transmission.in_flight() > 0 {
                 break;
             }
             // A short read tells tokio that the socket is empty, so the next turn of this loop makes

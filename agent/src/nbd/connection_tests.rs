@@ -10,7 +10,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::block::hub::DynHub;
 use crate::block::ram::RamDevice;
-use crate::block::{BlockDevice, Completion, Geometry, Hub, Request};
+use crate::block::{BlockDevice, Completion, Geometry, Hub, Op, Request};
 use crate::nbd::export::tests::geometry;
 use crate::nbd::wire::CommandFlags;
 use crate::nbd::wire::request::{Command, RequestHeader};
@@ -18,6 +18,8 @@ use crate::nbd::wire::request::{Command, RequestHeader};
 /// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
+/// What a connection has to receive in.
+const POOL_BYTES: usize = 1 << 20;
 
 /// A device that answers when it is told to.
 struct Held {
@@ -53,7 +55,9 @@ fn header(command: Command, cookie: u64, len: usize) -> Vec<u8> {
 
 fn handover(stream: StdUnixStream) -> Handover {
     let info = ExportInfo::new("a", "", &geometry(1 << 20));
-    Handover::for_kernel(stream, &info).expect("can be served")
+    let mut handover = Handover::for_kernel(stream, &info).expect("can be served");
+    handover.input = ReceiveBuffer::with_pool(POOL_BYTES);
+    handover
 }
 
 /// Our end, another handle of it, and the kernel's.
@@ -115,7 +119,7 @@ async fn a_drain_stops_at_a_message_boundary_and_the_next_life_goes_on_there() {
             .write_all(&[&second[1000..], &third].concat())
             .await
             .expect("sends");
-        assert!(matches!(first.await.expect("no panic"), End::Parked));
+        assert!(matches!(first.await.expect("no panic").0, End::Parked));
         assert_eq!(reply(&mut kernel, 0).await, 2);
         let left = rustix::io::ioctl_fionread(&anchor).expect("a count");
         assert_eq!(left, third.len() as u64, "nothing of the third was read");
@@ -128,7 +132,7 @@ async fn a_drain_stops_at_a_message_boundary_and_the_next_life_goes_on_there() {
             .write_all(&header(Command::DISC, 0, 0))
             .await
             .expect("sends");
-        assert!(matches!(next.await.expect("no panic"), End::Disconnected));
+        assert!(matches!(next.await.expect("no panic").0, End::Disconnected));
     })
     .await;
 }
@@ -167,7 +171,74 @@ async fn a_connection_that_breaks_does_not_end_before_what_it_took() {
             result: Ok(crate::block::Output::Done),
         });
         hub.borrow_mut().pump();
-        assert!(matches!(served.await.expect("no panic"), End::Violation(_)));
+        assert!(matches!(
+            served.await.expect("no panic").0,
+            End::Violation(_)
+        ));
+    })
+    .await;
+}
+
+/// The kernel may be writing because there is no memory left.
+#[tokio::test]
+async fn what_is_received_stays_within_the_pool() {
+    const WRITE: usize = 64 << 10;
+    const WRITES: usize = 64;
+    local(async {
+        let (taken, done) = (Rc::default(), Rc::default());
+        let device = Held {
+            geometry: geometry(1 << 20),
+            taken: Rc::clone(&taken),
+            done: Rc::clone(&done),
+        };
+        let hub: Rc<RefCell<DynHub>> = Hub::new(device);
+        let (ours, _anchor, kernel) = pair();
+        let client = Client::new(Rc::clone(&hub));
+        let served = serve(handover(ours), client, Limits::default(), Stop::new());
+        let served = tokio::task::spawn_local(served);
+        let (mut replies, mut requests) = kernel.into_split();
+        let sender = tokio::task::spawn_local(async move {
+            for cookie in 0..WRITES {
+                let header = header(Command::WRITE, cookie as u64, WRITE);
+                let data = vec![cookie as u8; WRITE];
+                let request = [header, data].concat();
+                requests.write_all(&request).await.expect("sends");
+            }
+            let goodbye = header(Command::DISC, 0, 0);
+            requests.write_all(&goodbye).await.expect("sends");
+        });
+        let mut most = 0;
+        for _ in 0..WRITES {
+            // As many as come while nothing is answered.
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            most = most.max(taken.borrow().len());
+            let request: Request = taken.borrow_mut().pop_front().expect("at least one");
+            let Op::Write { data, .. } = request.op else {
+                panic!("{request:?}");
+            };
+            let cookie = data.to_bytes()[0];
+            assert_eq!(data.to_bytes().as_ref(), vec![cookie; WRITE]);
+            drop(data);
+            done.borrow_mut().push_back(Completion {
+                id: request.id,
+                result: Ok(crate::block::Output::Done),
+            });
+            hub.borrow_mut().pump();
+            let mut reply = [0; 16];
+            replies.read_exact(&mut reply).await.expect("a reply");
+            assert_eq!(reply[15], cookie);
+        }
+        assert!(
+            (POOL_BYTES / WRITE / 2..POOL_BYTES / WRITE).contains(&most),
+            "{most}"
+        );
+        sender.await.expect("no panic");
+        assert!(matches!(
+            served.await.expect("no panic").0,
+            End::Disconnected
+        ));
     })
     .await;
 }

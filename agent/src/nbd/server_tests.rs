@@ -22,7 +22,7 @@ use crate::block::{
 use tokio::sync::mpsc;
 
 /// Longest that a step may take; only ever reached by a failing test.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A RAM disk that the test can look into and that answers only when it is let.
 #[derive(Clone)]
@@ -114,7 +114,7 @@ impl World {
                 let client = Client::new(Rc::clone(&volume) as Rc<RefCell<DynHub>>);
                 let (switch, to_test) = (switch.clone(), to_test.clone());
                 tokio::task::spawn_local(async move {
-                    let end = serve(handover, client, limits, switch).await;
+                    let (end, _) = serve(handover, client, limits, switch).await;
                     let _ = to_test.try_send(end);
                 });
             }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use berth_api::types::Identity;
 use berth_api::{Code, Error};
+use berth_iobuf::ReceiveBuffer;
 use berth_iscsi::session::TaskManagement;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -88,8 +89,11 @@ struct LocalVolume {
     unclean: bool,
     keeper: JoinHandle<()>,
     connections: JoinSet<End>,
-    /// Of the kernel device.
-    kernel: JoinSet<()>,
+    /// Of the kernel device; each ends with what it has received in.
+    kernel: JoinSet<ReceiveBuffer>,
+    /// What the next connection of the kernel device receives in, once one has ended. Kept, because there may
+    /// be no other memory then.
+    receive_pool: Option<ReceiveBuffer>,
     stop: Stop,
     /// No new connections: it is being taken away.
     ending: bool,
@@ -246,6 +250,7 @@ async fn bring_up(spec: VolumeSpec, shared: &Arc<Shared>) -> Result<(LocalVolume
         keeper,
         connections: JoinSet::new(),
         kernel: JoinSet::new(),
+        receive_pool: None,
         stop: Stop::new(),
         ending: false,
         forced: false,
@@ -347,7 +352,10 @@ impl LocalVolume {
                     log_end(&context.spec.name, end);
                     continue;
                 }
-                Some(_) = self.kernel.join_next() => continue,
+                Some(end) = self.kernel.join_next() => {
+                    self.receive_pool = end.ok();
+                    continue;
+                }
                 Some(end) = self.paths.join_next() => {
                     self.on_path_end(end);
                     continue;
@@ -461,19 +469,29 @@ impl LocalVolume {
         let client = Client::new(Rc::clone(&self.context.hub));
         let limits = self.context.spec.nbd;
         let serve = nbd::connection::serve(handover, client, limits, self.stop.clone());
-        self.connections.spawn_local(serve);
+        self.connections.spawn_local(async { serve.await.0 });
     }
 
-    fn serve_kernel(&mut self, handover: Handover, ended: oneshot::Sender<End>) {
+    fn serve_kernel(&mut self, mut handover: Handover, ended: oneshot::Sender<End>) {
+        // Whoever hands in the next one knows of the last one's end, perhaps before we do.
+        while let Some(end) = self.kernel.try_join_next() {
+            self.receive_pool = end.ok();
+        }
+        let pool_bytes = self.context.spec.receive_pool_bytes;
+        handover.input = self
+            .receive_pool
+            .take()
+            .unwrap_or_else(|| ReceiveBuffer::with_pool(pool_bytes));
         let client = Client::new(Rc::clone(&self.context.hub));
         let limits = self.context.spec.nbd;
         let serve = nbd::connection::serve(handover, client, limits, self.stop.clone());
         let volume = self.context.spec.name.clone();
         self.kernel.spawn_local(async move {
-            let end = serve.await;
+            let (end, pool) = serve.await;
             tracing::info!(volume, %end, "the connection of the kernel device ended");
             // Whoever asked may have gone.
             let _ = ended.send(end);
+            pool
         });
     }
 

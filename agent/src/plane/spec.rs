@@ -65,6 +65,8 @@ pub struct VolumeSpec {
     pub logout_timeout: Duration,
     /// Bounds of each NBD connection.
     pub nbd: nbd::transmission::Limits,
+    /// Memory for what the kernel writes to the volume's device, in bytes: made with its first connection, and kept.
+    pub receive_pool_bytes: usize,
 }
 
 /// One path: a portal, and a session of our own with it.

@@ -328,7 +328,7 @@ impl Task {
         let takeover = std::mem::take(&mut self.takeover);
         let mut pause = RETRY_FIRST;
         loop {
-            let Prepared { spec, was_clean } = match self.prepare(takeover).await {
+            let Prepared { spec, before } = match self.prepare(takeover).await {
                 Ok(prepared) => prepared,
                 Err(error) => return Next::Failed(error),
             };
@@ -353,18 +353,18 @@ impl Task {
                         }
                         Some(next) => {
                             // Nothing was written: an attempt only looks.
-                            self.intent.clean = was_clean;
+                            self.intent.clean = before.clean;
                             return next;
                         }
                         None => {}
                     },
                 }
             };
-            let error = match self.conclude(outcome, was_clean).await {
+            let error = match self.conclude(outcome, before).await {
                 Ok(volume) => match self.bring_device_up(&volume).await {
                     Ok(()) => return Next::Attached(volume),
                     Err(error) => {
-                        self.end_unused(&volume).await;
+                        self.end_unused(&volume, before).await;
                         error
                     }
                 },

@@ -28,14 +28,33 @@ pub struct Terms {
 /// An attempt that is about to be made.
 pub(super) struct Prepared {
     pub(super) spec: VolumeSpec,
-    /// What `clean` was before: nothing but a look at the unit happens before the volume is up.
-    pub(super) was_clean: bool,
+    pub(super) before: Before,
+}
+
+/// How things were before an attempt, to be put back: nothing but a look at the unit happens before the volume is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Before {
+    /// No session was left on the target.
+    pub(super) clean: bool,
+    /// The reservation was ours; it stays so, for the next attempt to resume.
+    held: bool,
+}
+
+impl Before {
+    /// How a volume that was of no use is to be left.
+    fn leave(self) -> Leave {
+        if self.held {
+            Leave::Stop
+        } else {
+            Leave::Detach
+        }
+    }
 }
 
 impl Task {
     /// Writes down what an attempt needs and may leave behind. `takeover`: whoever waits asked for it.
     pub(super) async fn prepare(&mut self, takeover: bool) -> Result<Prepared, Error> {
-        let was_clean = self.intent.clean;
+        let clean = self.intent.clean;
         let mut claim = Claim::Free;
         if self.intent.request.fence == Fence::Reservation {
             let intents = Arc::clone(&self.context.intents);
@@ -57,7 +76,7 @@ impl Task {
         self.keep_intent().await?;
         let terms = Terms {
             claim,
-            unclean: !was_clean,
+            unclean: !clean,
         };
         let mut spec = (self.context.spec)(&self.name, &self.intent, terms);
         let since = *self
@@ -72,33 +91,28 @@ impl Task {
                 path.known_group = None;
             }
         }
-        Ok(Prepared { spec, was_clean })
+        let held = self.standing() == Some(Standing::Held);
+        let before = Before { clean, held };
+        Ok(Prepared { spec, before })
     }
 
     /// Takes in how an attempt ended; a volume that is up may serve afterwards.
     pub(super) async fn conclude(
         &mut self,
         outcome: Result<Arc<Volume>, Error>,
-        was_clean: bool,
+        before: Before,
     ) -> Result<Arc<Volume>, Error> {
         let volume = match outcome {
             Ok(volume) => volume,
             Err(error) => {
-                self.intent.clean = was_clean;
+                self.intent.clean = before.clean;
                 self.note_fenced(&error);
                 self.keep_intent_or_log().await;
                 return Err(error);
             }
         };
-        // What was held before stays so, for the next attempt to resume.
-        let held_before = self.standing() == Some(Standing::Held);
         if let Err(error) = self.note_volume(&volume).await {
-            let leave = if held_before {
-                Leave::Stop
-            } else {
-                Leave::Detach
-            };
-            let clean = volume.end(leave).await;
+            let clean = volume.end(before.leave()).await;
             self.intent.clean = clean;
             self.keep_intent_or_log().await;
             return Err(error);
@@ -108,10 +122,10 @@ impl Task {
     }
 
     /// Ends a volume that works and is of no use, because there is no device for it.
-    pub(super) async fn end_unused(&mut self, volume: &Volume) {
+    pub(super) async fn end_unused(&mut self, volume: &Volume, before: Before) {
         let _ = volume.begin_detach(true).await;
-        self.intent.clean = volume.end(Leave::Detach).await;
-        if let Some(fence) = &mut self.intent.fence {
+        self.intent.clean = volume.end(before.leave()).await;
+        if let Some(fence) = self.intent.fence.as_mut().filter(|_| !before.held) {
             fence.standing = Standing::Asked;
         }
         self.keep_intent_or_log().await;

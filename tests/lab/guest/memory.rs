@@ -1,5 +1,6 @@
-//! `memory`: 64 MiB are available, several times as much is written through the page cache to our device, and while the kernel
-//! can only get memory by writing to us, everything that we need for that is there.
+//! `memory`: 64 MiB are free, the page cache holds several times as much that is to be written to our device, and
+//! more is written and asked for all the time. The kernel can only get memory by writing to us, and everything that we need for
+//! that is there.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -17,7 +18,13 @@ use crate::figures::Random;
 use crate::volume::{DEADLINE, Kind, Mounted, Volume};
 use crate::{Options, figures, kernel};
 
-const AVAILABLE_BYTES: u64 = 64 << 20;
+/// What is left when the page cache is full of dirty pages.
+const FREE_BYTES: u64 = 64 << 20;
+/// As many dirty pages may there be before writers have to wait. In bytes: a ratio follows what memory there is
+/// only slowly, and dirty pages would take all of it before.
+const DIRTY_BYTES: u64 = 256 << 20;
+/// So many, and the kernel begins to write by itself.
+const DIRTY_BACKGROUND_BYTES: u64 = 192 << 20;
 /// Of each of the writers.
 const FILE_BYTES: u64 = 160 << 20;
 const WRITERS: u64 = 3;
@@ -69,14 +76,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let volume = Volume::attach(&daemon, "volume", &outside)?;
     let mut mounted = Mounted::new(&volume, Kind::Ext4)?;
+    fs::write("/proc/sys/vm/dirty_bytes", DIRTY_BYTES.to_string())?;
+    fs::write(
+        "/proc/sys/vm/dirty_background_bytes",
+        DIRTY_BACKGROUND_BYTES.to_string(),
+    )?;
     let hog = Hog::new()?;
-    hog.leave(AVAILABLE_BYTES)?;
+    hog.leave(FREE_BYTES + DIRTY_BYTES)?;
     let mut times = Vec::new();
     for round in 1..=options.rounds {
         let seed = options.seed + u64::from(round) * 1000;
         let figures = writeback(&mounted.folder, seed)
             .with_context(|| format!("round {round}\n{}", daemon.log()))?;
         println!("round {round}: {figures}");
+        ensure!(
+            figures.dirty_most >= DIRTY_BYTES * 3 / 4 && figures.free_least <= FREE_BYTES,
+            "that was too easy"
+        );
         times.push(figures.took);
         compare(&mounted.folder, seed)?;
         log.check()?;
@@ -136,7 +152,7 @@ fn meminfo(field: &str) -> Result<u64> {
 /// What a writeback was like.
 struct Figures {
     took: Duration,
-    available_least: u64,
+    free_least: u64,
     dirty_most: u64,
 }
 
@@ -144,11 +160,11 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} MiB written back in {:.1} s; available at least {} MiB, dirty at most {} MiB",
+            "{} MiB written back in {:.1} s; dirty at most {} MiB, free at least {} MiB",
             (WRITERS * FILE_BYTES) >> 20,
             self.took.as_secs_f64(),
-            self.available_least >> 20,
-            self.dirty_most >> 20
+            self.dirty_most >> 20,
+            self.free_least >> 20
         )
     }
 }
@@ -157,7 +173,7 @@ fn writeback(folder: &Path, seed: u64) -> Result<Figures> {
     let started = Instant::now();
     let mut figures = Figures {
         took: Duration::ZERO,
-        available_least: u64::MAX,
+        free_least: u64::MAX,
         dirty_most: 0,
     };
     let (done, ended) = sync_channel(WRITERS as usize);
@@ -174,7 +190,7 @@ fn writeback(folder: &Path, seed: u64) -> Result<Figures> {
     let their = std::sync::Arc::clone(&over);
     std::thread::spawn(move || churn(&their));
     while open > 0 {
-        figures.available_least = figures.available_least.min(meminfo("MemAvailable")?);
+        figures.free_least = figures.free_least.min(meminfo("MemFree")?);
         figures.dirty_most = figures
             .dirty_most
             .max(meminfo("Dirty")? + meminfo("Writeback")?);

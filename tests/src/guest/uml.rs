@@ -79,13 +79,14 @@ impl Uml<'_> {
         };
         // The guest is many processes. As a process-id namespace they end together with the first of them, also when this
         // program is killed and takes only that one along.
-        for word in ["unshare", "linux.uml"] {
-            let program = programs::system(word)?;
-            command.push(program.to_string_lossy().into_owned());
-            if word == "unshare" {
-                command.extend(["--pid", "--fork", "--kill-child"].map(str::to_owned));
-            }
-        }
+        let system =
+            |word| programs::system(word).map(|program| program.to_string_lossy().into_owned());
+        command.push(system("unshare")?);
+        command.extend(["--pid", "--fork", "--kill-child"].map(str::to_owned));
+        // A guest that panics aborts itself, which the first process of a namespace cannot: the shell is it.
+        command.push(system("sh")?);
+        command.extend(["-c", "\"$@\"; exit $?", "sh"].map(str::to_owned));
+        command.push(system("linux.uml")?);
         command.extend(self.words(home.path()).split(' ').map(str::to_owned));
         let log = home.path().join("console.log");
         let program = Path::new(&command[0]);
@@ -100,7 +101,7 @@ impl Uml<'_> {
         let (home, folder) = (home.display(), self.folder.display());
         let mut words = format!(
             "mem={memory_mib}M root=/dev/root rootfstype=hostfs rootflags=/ ro init={home}/init \
-             uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=4 log_buf_len=4M panic=1 FOLDER={folder}"
+             uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=5 log_buf_len=4M panic=1 FOLDER={folder}"
         );
         if self.tap.is_some() {
             words += " vec0:transport=tap,ifname=tap0,depth=128,gro=1";

@@ -10,9 +10,17 @@ use tokio::sync::oneshot;
 
 use crate::nbd::connection::End;
 
-/// What the kernel may have sent that we have not read: several whole requests of the longest usual kind, so
-/// that it does not stop in the midst of one. Kernels before 6.13 could go on with another request there.
-const KERNEL_SEND_BUFFER_BYTES: usize = 8 << 20;
+/// What the kernel may have sent that we have not read, at most: several whole requests, so that it seldom stops in
+/// the midst of one. Kernels before 6.13 could go on with another request there.
+const SEND_BUFFER_MOST_BYTES: usize = 8 << 20;
+/// At least: one request of 128 KiB, and then some.
+const SEND_BUFFER_LEAST_BYTES: usize = 256 << 10;
+/// The driver may fill the buffer from the reserves of a kernel that is short of memory, which must not run out:
+/// nothing works then, and sends fail with ENOBUFS. So it is this part of them; the kernel doubles
+/// it, and counts its own overhead in it.
+const SEND_BUFFER_PART_OF_RESERVES: usize = 16;
+/// The size of the reserves, in KiB.
+const RESERVES: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// A connection that is served.
 #[derive(Debug)]
@@ -80,10 +88,20 @@ pub enum Ending {
 pub(super) fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    if sockopt::set_socket_send_buffer_size_force(&theirs, KERNEL_SEND_BUFFER_BYTES).is_err() {
-        let _ = sockopt::set_socket_send_buffer_size(&theirs, KERNEL_SEND_BUFFER_BYTES);
+    let bytes = send_buffer_bytes(std::fs::read_to_string(RESERVES).ok().as_deref());
+    if sockopt::set_socket_send_buffer_size_force(&theirs, bytes).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(&theirs, bytes);
     }
     Ok((ours, theirs.into()))
+}
+
+/// Send buffer of the kernel's end, for reserves of so many KiB in text.
+fn send_buffer_bytes(reserves: Option<&str>) -> usize {
+    let kib: usize = reserves
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    (kib.saturating_mul(1024) / SEND_BUFFER_PART_OF_RESERVES)
+        .clamp(SEND_BUFFER_LEAST_BYTES, SEND_BUFFER_MOST_BYTES)
 }
 
 /// Whether nobody has the other end any more. Reads nothing.
@@ -100,6 +118,19 @@ pub(super) fn is_abandoned(socket: impl AsFd) -> bool {
 mod tests {
     use super::*;
     use std::io::Write as _;
+
+    #[test]
+    fn the_kernels_end_does_not_use_up_its_reserves() {
+        // Machines of 1 GiB, 16 GiB with transparent huge pages, and one that somebody has spoilt.
+        assert_eq!(send_buffer_bytes(Some("4022\n")), SEND_BUFFER_LEAST_BYTES);
+        assert_eq!(send_buffer_bytes(Some("67584\n")), 67_584 * 1024 / 16);
+        assert_eq!(send_buffer_bytes(Some("9999999\n")), SEND_BUFFER_MOST_BYTES);
+        assert_eq!(
+            send_buffer_bytes(Some("no number")),
+            SEND_BUFFER_LEAST_BYTES
+        );
+        assert_eq!(send_buffer_bytes(None), SEND_BUFFER_LEAST_BYTES);
+    }
 
     #[test]
     fn a_dropped_end_shows_at_once() {
