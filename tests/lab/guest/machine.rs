@@ -41,6 +41,8 @@ ExecStart=/usr/sbin/tgtd -f
 ExecStartPost=/usr/sbin/tgtadm --lld iscsi --op new --mode target --tid 1 -T @TARGET@
 ExecStartPost=/usr/sbin/tgtadm --lld iscsi --op new --mode logicalunit --tid 1 --lun 1 -b /var/lib/lab.lun
 ExecStartPost=/usr/sbin/tgtadm --lld iscsi --op bind --mode target --tid 1 -I ALL
+# It does not listen to anything softer.
+KillSignal=SIGKILL
 ";
 /// What differs on this machine, as an administrator would say it.
 const DROP_IN: &str = "\
@@ -78,6 +80,9 @@ impl Machine {
     /// Sets up the target and installs the package.
     pub(crate) fn install(package: &str) -> Result<Self> {
         fs::File::create("/var/lib/lab.lun")?.set_len(LUN_BYTES)?;
+        // What is said while the machine goes down is read after the reboot.
+        fs::create_dir_all("/var/log/journal")?;
+        tool::run("journalctl", &["--flush"], DEADLINE)?;
         let units = Path::new("/etc/systemd/system");
         fs::write(
             units.join("lab-target.service"),
@@ -171,7 +176,9 @@ impl Machine {
         // The service gets a mount namespace each time it is started, and must not wait for its own device in that.
         let inner = format!("{FOLDER}/inner");
         fs::create_dir(&inner)?;
-        tool::run("mount", &["-t", "tmpfs", "tmpfs", &inner], DEADLINE).map(drop)
+        // Without _netdev the manager takes it for a local file system, which is to be there before any service.
+        let words = ["-t", "tmpfs", "-o", "_netdev", "tmpfs", &inner];
+        tool::run("mount", &words, DEADLINE).map(drop)
     }
 
     /// Unmounts what [`Machine::mount`] has mounted.

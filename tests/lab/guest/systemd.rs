@@ -111,6 +111,31 @@ fn check_hang_was_found() -> Result<()> {
     Ok(())
 }
 
+/// Unmount, then the daemon, in good time and of its own accord: what the service manager and the daemon said of it.
+fn check_shutdown() -> Result<()> {
+    let words = ["--no-pager", "-b", "-1", "-o", "short-monotonic"];
+    let said = tool::run("journalctl", &words, DEADLINE)?.text;
+    let last = || {
+        let lines: Vec<_> = said.lines().collect();
+        lines[lines.len().saturating_sub(120)..].join("\n")
+    };
+    ensure!(!said.contains("ordering cycle"), "{said}");
+    let mut rest = said.as_str();
+    for words in [
+        "Unmounted srv-vol0.mount",
+        "Stopping berthd.service",
+        "berthd.service: Deactivated successfully",
+        "Stopped berthd.service",
+        "Stopped lab-target.service",
+    ] {
+        let (_, after) = rest
+            .split_once(words)
+            .with_context(|| format!("no {words:?} in its place at shutdown:\n{}", last()))?;
+        rest = after;
+    }
+    Ok(())
+}
+
 fn after_reboot(options: &Options) -> Result<()> {
     wait_for("the mount", DEADLINE, || {
         let mounts = fs::read_to_string("/proc/mounts")?;
@@ -121,6 +146,7 @@ fn after_reboot(options: &Options) -> Result<()> {
     })
     .with_context(journal)?;
     println!("mounted again after the reboot");
+    check_shutdown()?;
     // The file system was unmounted before the daemon went.
     let said = tool::run("dmesg", &[] as &[&str], DEADLINE)?.text;
     ensure!(!said.contains("recovery complete"), "not clean:\n{said}");

@@ -17,4 +17,5 @@ if [ $status = 100 ]; then
 fi
 [ $status = 0 ] || { journalctl -b --no-pager | tail -n 200; dmesg | tail -n 50; }
 echo $status > /dev/ttyS2
-systemctl --no-block poweroff --force
+# At once: nothing on the disk is needed any more.
+systemctl poweroff --force --force
