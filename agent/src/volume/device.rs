@@ -23,7 +23,7 @@ use super::attachment::{Next, Task};
 use super::failure;
 use super::intent::KnownDevice;
 use crate::nbd::export::ExportInfo;
-use crate::nbd::kernel::device::{Adopted, Identity};
+use crate::nbd::kernel::device::{Adopted, BACKEND_PREFIX, Identity};
 use crate::nbd::kernel::driver::{Facts, Size};
 use crate::nbd::kernel::link::Ending;
 use crate::nbd::kernel::release::Released;
@@ -36,8 +36,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A connection that broke before this age is not replaced at once: the next one may break as soon.
 const LIVED: Duration = Duration::from_secs(1);
-/// What identifiers of our devices begin with; rules for device names rely on it.
-const BACKEND_PREFIX: &str = "berth.";
 
 /// A device whose connection the volume serves, or should.
 pub(super) struct Served {

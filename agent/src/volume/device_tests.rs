@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::app::Daemon;
 use crate::config::Config;
+use crate::nbd::kernel::KernelNbd;
 use crate::nbd::kernel::fake::FakeKernel;
 use crate::nbd::kernel::users::User;
 use crate::service_manager::fake::FakeManager;
@@ -421,4 +422,28 @@ fn identifiers_name_the_attachment_and_are_never_the_same() {
         Path::new(&a).components().count() == 1,
         "it can be a file name"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_without_an_attachment_is_found_and_left_alone() {
+    let node = Node::new();
+    let kernel = || {
+        let config = node.config();
+        let settings = config.nbd.device.settings(config.nbd.kernel);
+        KernelNbd::new(Arc::new(node.kernel.clone()), FdStore::none(), settings)
+    };
+    let daemon = node.start().await;
+    let attached = node.attach(DeviceWish::Kernel).await.expect("attaches");
+    let backend = kernel().strangers(&[]).await.expect("a list");
+    let backend = backend[0].backend.clone().expect("an identifier");
+    let known = kernel().strangers(&[backend]).await.expect("a list");
+    assert_eq!(known, []);
+    daemon.stop().await;
+    // Its intent is gone.
+    std::fs::remove_dir_all(node.config().node.state_dir).expect("removed");
+    let daemon = node.start().await;
+    let strangers = kernel().strangers(&[]).await.expect("a list");
+    assert_eq!(strangers.len(), 1);
+    assert_eq!(attached.device, Some(kernel().node(strangers[0].index)));
+    daemon.stop().await;
 }

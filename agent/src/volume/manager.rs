@@ -164,6 +164,7 @@ impl Manager {
             .filter_map(|(_, intent)| intent.device.as_ref());
         let wanted: Vec<_> = wanted.map(|device| device.backend.clone()).collect();
         self.context.kernel.keep_only(&wanted);
+        tokio::spawn(name_strangers(self.context.kernel.clone(), wanted));
         for (name, intent) in intents {
             let context = Arc::clone(&self.context);
             let attachment = Attachment::spawn(name.clone(), intent, Origin::Restored, context);
@@ -373,6 +374,21 @@ fn same_unit(
 }
 
 /// A new ISID of the random type; kept with the intent, so that a later login finds the old session.
+/// Says which kernel devices of an earlier life belong to no attachment. They are left alone: whoever uses one may
+/// have its state somewhere else.
+async fn name_strangers(kernel: KernelNbd, wanted: Vec<String>) {
+    // Without NBD in the kernel there are none.
+    for facts in kernel.strangers(&wanted).await.unwrap_or_default() {
+        let device = kernel.node(facts.index);
+        tracing::warn!(
+            device,
+            backend = facts.backend,
+            "a kernel device of berth belongs to no attachment of this daemon, and I/O on it waits; if nobody \
+             else serves it, take it away with: nbd-client -d {device}"
+        );
+    }
+}
+
 fn new_isid() -> Result<Isid, Error> {
     let mut random = [0; 5];
     getrandom::fill(&mut random).map_err(|error| Error::internal(error.to_string()))?;

@@ -23,6 +23,8 @@ use crate::nbd::export::ExportInfo;
 use crate::nbd::wire::TransmissionFlags;
 use crate::service_manager::FdStore;
 
+/// What identifiers of our devices begin with; rules for device names rely on it.
+pub(crate) const BACKEND_PREFIX: &str = "berth.";
 /// Pause before a device that is not as it should be is looked at again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Longest wait for a notice of a connection's death, which may have been missed.
@@ -147,6 +149,21 @@ impl KernelNbd {
         let devices = devices.map_err(failed("list the NBD devices"))?;
         let ours = |facts: &Facts| facts.backend.as_deref() == Some(backend) && facts.pid.is_some();
         Ok(devices.into_iter().find(ours))
+    }
+
+    /// Devices that are connected under an identifier of ours which is none of `known`: nobody serves them, and
+    /// I/O on them waits.
+    ///
+    /// # Errors
+    /// When sysfs cannot be read.
+    pub async fn strangers(&self, known: &[String]) -> Result<Vec<Facts>, DeviceError> {
+        let devices = self.call(|driver| driver.devices()).await;
+        let mut devices = devices.map_err(failed("list the NBD devices"))?;
+        devices.retain(|facts| {
+            let backend = facts.backend.as_ref().filter(|_| facts.pid.is_some());
+            backend.is_some_and(|name| name.starts_with(BACKEND_PREFIX) && !known.contains(name))
+        });
+        Ok(devices)
     }
 
     /// The node of a device.
