@@ -155,21 +155,29 @@ impl Drop for LinuxDriver {
     }
 }
 
-/// Attributes that CONNECT and RECONFIGURE share.
+/// Attributes that CONNECT (`first`) and RECONFIGURE share.
+///
+/// A timeout of zero is not said again: the driver would put the device's `io_timeout` back to 30 s, and what is sent before it
+/// is set anew, and lost once more, would wait as long.
 fn limits(
     limits: &LinkLimits,
+    first: bool,
 ) -> Result<Vec<neli::genl::Nlattr<u16, neli::types::Buffer>>, NetlinkError> {
     let seconds = |duration: Duration| {
         // Rounded up: a fraction must not become "never".
         duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
     };
-    Ok(vec![
-        attribute(Attribute::Timeout as u16, seconds(limits.request_timeout))?,
-        attribute(
-            Attribute::DeadConnTimeout as u16,
-            seconds(limits.dead_conn_timeout),
-        )?,
-    ])
+    let mut attributes = vec![attribute(
+        Attribute::DeadConnTimeout as u16,
+        seconds(limits.dead_conn_timeout),
+    )?];
+    if first || !limits.request_timeout.is_zero() {
+        attributes.push(attribute(
+            Attribute::Timeout as u16,
+            seconds(limits.request_timeout),
+        )?);
+    }
+    Ok(attributes)
 }
 
 impl Driver for LinuxDriver {
@@ -187,7 +195,7 @@ impl Driver for LinuxDriver {
 
     fn connect(&self, device: &Connect<'_>) -> Result<u32, DriverError> {
         let attributes = || {
-            let mut attributes = limits(&device.limits)?;
+            let mut attributes = limits(&device.limits, true)?;
             attributes.extend([
                 attribute(Attribute::SizeBytes as u16, device.size.size_bytes)?,
                 attribute(
@@ -209,7 +217,7 @@ impl Driver for LinuxDriver {
 
     fn replace(&self, replace: &Replace<'_>) -> Result<(), DriverError> {
         let attributes = || {
-            let mut attributes = limits(&replace.limits)?;
+            let mut attributes = limits(&replace.limits, false)?;
             attributes.extend([
                 attribute(Attribute::Index as u16, replace.index)?,
                 attribute(Attribute::BackendIdentifier as u16, replace.backend)?,
@@ -322,5 +330,37 @@ fn load_module() {
         Err(error) => {
             tracing::info!(%error, "modprobe cannot be run; the module nbd was not loaded");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by killing the daemon 200 times: I/O that waited for 30 and 60 s.
+    #[test]
+    fn a_new_connection_does_not_put_the_resend_interval_back() {
+        let sent = |request_timeout, first| {
+            let limits = LinkLimits {
+                request_timeout,
+                dead_conn_timeout: Duration::from_secs(86_400),
+            };
+            let sent = super::limits(&limits, first).expect("attributes");
+            let mut kinds: Vec<u16> = sent
+                .iter()
+                .map(|sent| *sent.nla_type().nla_type())
+                .collect();
+            kinds.sort_unstable();
+            kinds
+        };
+        let (timeout, dead) = (Attribute::Timeout as u16, Attribute::DeadConnTimeout as u16);
+        let both = if timeout < dead {
+            vec![timeout, dead]
+        } else {
+            vec![dead, timeout]
+        };
+        assert_eq!(sent(Duration::ZERO, true), both);
+        assert_eq!(sent(Duration::ZERO, false), [dead]);
+        assert_eq!(sent(Duration::from_secs(20), false), both);
     }
 }
