@@ -24,7 +24,7 @@ def arguments():
     parser.add_argument("--gate", action="store_true", help="exit with 1 when a gate is missed")
     parser.add_argument("--rounds", type=int, help="rounds per case (5; quick: 2)")
     parser.add_argument("--seconds", type=int, help="seconds per run of fio (3; quick: 1)")
-    parser.add_argument("--targets", default="portal,tgt", help="which of: " + ", ".join(servers.TARGETS))
+    parser.add_argument("--targets", default="portal,tgt,tgt-installed", help="which of: " + ", ".join(servers.TARGETS))
     parser.add_argument("--servers", default="qemu,berth,berth-b,berth-dd", help="which of: " + ", ".join(servers.SERVERS))
     parser.add_argument("--cases", default="", help="only cases whose name contains this, for example '4k'")
     parser.add_argument("--size-mib", type=int, default=1024, help="size of the LUN")

@@ -97,7 +97,8 @@ class TgtTarget:
     Two targets serve the same file: tgt demands the digests that a target is set to, and QEMU has no data digest.
     """
 
-    title = "Debian's tgt (file in memory)"
+    title = "Debian's tgt (file in memory), set to segments of 256 KiB"
+    segment_bytes = 262144
 
     def __init__(self, folder, _programs, size_mib):
         self.port = free_port()
@@ -121,7 +122,8 @@ class TgtTarget:
     def _set_up(self, tid, digest):
         self._admin("target", "new", tid, "-T", self._name(tid))
         self._admin("logicalunit", "new", tid, "--lun", "1", "-b", self.file)
-        self._admin("target", "update", tid, "-n", "MaxRecvDataSegmentLength", "-v", "262144")
+        if self.segment_bytes:
+            self._admin("target", "update", tid, "-n", "MaxRecvDataSegmentLength", "-v", str(self.segment_bytes))
         if digest != "None":
             self._admin("target", "update", tid, "-n", "HeaderDigest", "-v", digest)
             self._admin("target", "update", tid, "-n", "DataDigest", "-v", digest)
@@ -145,6 +147,13 @@ class TgtTarget:
         self.program.close()
         if os.path.exists(self.file):
             os.unlink(self.file)
+
+
+class TgtInstalledTarget(TgtTarget):
+    """As most people run it: it takes data in segments of 8 KiB, which is what costs a client most."""
+
+    title = "Debian's tgt (file in memory) as installed, with segments of 8 KiB"
+    segment_bytes = None
 
 
 class QemuServer:
@@ -245,4 +254,4 @@ SERVERS = {
     "qemu-b": QemuServer,
 }
 
-TARGETS = {"portal": PortalTarget, "tgt": TgtTarget}
+TARGETS = {"portal": PortalTarget, "tgt": TgtTarget, "tgt-installed": TgtInstalledTarget}
