@@ -123,6 +123,46 @@ fn the_next_life_ends_a_redirected_session_where_it_was() {
     });
 }
 
+/// Found by seed 8033208: redirects had led each of two paths into the portal group of the other one. The next life
+/// looked for each old session over the path's own portal, where it was not, and no attach worked ever again. Now one
+/// works once the old sessions may be taken for gone.
+#[test]
+fn the_next_life_does_not_look_for_ever_for_sessions_that_redirects_had_crossed() {
+    let mut plan = redirected();
+    plan.stale_session_timeout = Some(STALE_AFTER);
+    play(plan, async |stage| {
+        redirect_first_path(stage).await;
+        stage.redirect_next_login(0);
+        // The other one of the two there: that of the second path.
+        let second = stage.connections(1)[0];
+        stage.net.cut(second, 0, Duration::from_millis(1));
+        stage.pass(10).await;
+        stage.all_paths_up().await;
+        let crossed = [stage.connections(0), stage.connections(1)].concat();
+        assert_eq!(crossed.len(), 2, "one on each portal");
+        let slow = CommandFault::DelayExecution(Duration::from_secs(5));
+        for wire in crossed {
+            stage.spoil(wire, WRITE_16, u32::MAX, slow.clone());
+        }
+        for block in 0..16 {
+            drop(stage.write(block)); // It goes on by itself, and nobody will hear of it.
+        }
+        stage.pass(200).await;
+        stage.net.linger(0, LATE);
+        stage.nodes[0].crash().await;
+        let before = stage.count_done();
+        stage.nodes[0].start();
+        stage.all_paths_up().await;
+        for kind in [Kind::Write, Kind::Read] {
+            for block in 0..16 {
+                stage.issue(kind, block).await.expect("no panic");
+            }
+            stage.pass(10_000).await;
+        }
+        assert_eq!(stage.count_done() - before, 32);
+    });
+}
+
 /// Both portals are equally good, so that writes go over both paths.
 fn redirected() -> super::super::plan::Plan {
     let mut plan = plain();
