@@ -18,7 +18,7 @@ use crate::nbd;
 use crate::nbd::kernel::{KernelNbd, LinuxDriver};
 use crate::node;
 use crate::plane::DataPlane;
-use crate::service::{NodeFacts, Service};
+use crate::service::{NodeFacts, Service, Volumes};
 use crate::service_manager::{Inherited, Notifier, ServiceManager, watchdog};
 use crate::volume::intent::Intents;
 use crate::volume::left::Leftovers;
@@ -137,6 +137,10 @@ impl Daemon {
             Some(name) => name.parse()?,
             None => node::initiator_name(state_dir, &name)?,
         };
+        let volumes = match &config.fabric {
+            Some(fabric) => Some(Volumes::new(fabric, &name).map_err(anyhow::Error::msg)?),
+            None => None,
+        };
         let token = config
             .token()
             .map_err(|message| anyhow::anyhow!("api.token_file: {message}"))?;
@@ -204,7 +208,8 @@ impl Daemon {
         let discoverer = Discoverer::new(initiator, Arc::clone(&plane));
         let recovery_timeout = config.iscsi.recovery.timeout_seconds;
         let service = Service::new(Arc::clone(&manager), Arc::clone(&events), facts, discoverer)
-            .with_recovery_timeout(recovery_timeout);
+            .with_recovery_timeout(recovery_timeout)
+            .with_fabric(volumes);
         let api = Api::new(Arc::new(service));
         let mut listeners = vec![api_socket];
         if let (Some(tcp), Some(token)) = (tcp, token) {

@@ -10,6 +10,7 @@ pub mod block;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod fabric;
 pub mod initiator;
 mod metrics;
 pub mod nbd;

@@ -1,8 +1,11 @@
 //! Metrics in Prometheus text format 0.0.4, made afresh from the counters at each scrape.
 
+mod fabric;
+
 use std::fmt::Write as _;
 
 use crate::block::stats::OpKind;
+use crate::fabric::Stats;
 use crate::plane::Snapshot;
 use crate::plane::spec::{PathView, RecoveryCounters};
 use crate::volume::Known;
@@ -47,7 +50,11 @@ impl Page {
 }
 
 /// The whole page. `uptime_ms`: since the daemon started.
-pub(crate) fn render(all: &[(Known, Option<Snapshot>)], uptime_ms: u64) -> String {
+pub(crate) fn render(
+    all: &[(Known, Option<Snapshot>)],
+    fabric: Option<&Stats>,
+    uptime_ms: u64,
+) -> String {
     let mut page = Page::default();
     page.family("berth_build_info", "gauge", "Version of the daemon.");
     page.sample(
@@ -79,6 +86,9 @@ pub(crate) fn render(all: &[(Known, Option<Snapshot>)], uptime_ms: u64) -> Strin
     volumes(&mut page, all);
     recovery(&mut page, all);
     paths(&mut page, all);
+    if let Some(stats) = fabric {
+        fabric::render(&mut page, stats);
+    }
     page.text
 }
 
@@ -339,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_node_without_attachments_has_a_page_too() {
-        let text = render(&[], 1500);
+        let text = render(&[], None, 1500);
         assert!(text.contains("berth_uptime_seconds 1.5\n"), "{text}");
         assert!(
             text.contains("berth_attachments{state=\"attached\"} 0\n"),

@@ -1,16 +1,20 @@
 //! The node as the API sees it: translate in, call, translate out.
 
 mod view;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_api::events::EventLog;
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentPatch, CheckResult, DeviceWish, Discovery,
-    DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, unix_ms_now,
+    AttachRequest, Attachment, AttachmentPatch, CheckResult, DeletePolicy, DeviceWish, Discovery,
+    DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, Snapshot, Template,
+    Volume, VolumePatch, VolumeRequest, unix_ms_now,
 };
-use berth_api::{Attached, AttachmentName, Call, Error, EventStream, NodeService};
+use berth_api::{
+    Attached, AttachmentName, Call, Error, EventStream, NodeService, TargetName, VolumeName,
+};
 
 use crate::discovery::Discoverer;
 use crate::metrics;
@@ -18,6 +22,8 @@ use crate::nbd::wire::PAYLOAD_MAX_BYTES;
 use crate::volume::{Known, Manager, failure};
 
 pub use view::nbd_uri;
+pub use volumes::Volumes;
+use volumes::no_fabric;
 
 /// Facts about the node that do not change while the daemon runs.
 #[derive(Debug, Clone)]
@@ -43,6 +49,7 @@ pub struct Service {
     facts: NodeFacts,
     discoverer: Discoverer,
     recovery_timeout: RecoveryTimeout,
+    volumes: Option<Volumes>,
 }
 
 impl Service {
@@ -60,6 +67,7 @@ impl Service {
             facts,
             discoverer,
             recovery_timeout: RecoveryTimeout::default(),
+            volumes: None,
         }
     }
 
@@ -68,6 +76,17 @@ impl Service {
     pub fn with_recovery_timeout(mut self, timeout: RecoveryTimeout) -> Self {
         self.recovery_timeout = timeout;
         self
+    }
+
+    /// The storage fabric.
+    #[must_use]
+    pub fn with_fabric(mut self, volumes: Option<Volumes>) -> Self {
+        self.volumes = volumes;
+        self
+    }
+
+    fn volumes_or(&self) -> Result<&Volumes, Error> {
+        self.volumes.as_ref().ok_or_else(no_fabric)
     }
 
     async fn view(&self, known: Known) -> Attachment {
@@ -148,6 +167,99 @@ impl NodeService for Service {
         self.discoverer.discover(request).await
     }
 
+    async fn templates(&self, call: &Call) -> Result<Vec<Template>, Error> {
+        self.volumes_or()?.templates(call).await
+    }
+
+    async fn volumes(&self, call: &Call) -> Result<Vec<Volume>, Error> {
+        self.volumes_or()?.list(call).await
+    }
+
+    async fn volume(&self, call: &Call, name: &VolumeName) -> Result<Volume, Error> {
+        self.volumes_or()?.show(call, name).await
+    }
+
+    async fn create_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        request: VolumeRequest,
+    ) -> Result<(Volume, bool), Error> {
+        self.volumes_or()?.create(call, name, &request).await
+    }
+
+    async fn change_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        patch: VolumePatch,
+    ) -> Result<Volume, Error> {
+        self.volumes_or()?.change(call, name, &patch).await
+    }
+
+    async fn delete_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        policy: Option<DeletePolicy>,
+        with_snapshots: bool,
+    ) -> Result<(), Error> {
+        self.volumes_or()?
+            .delete(call, name, policy, with_snapshots)
+            .await
+    }
+
+    async fn grant(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> Result<Volume, Error> {
+        self.volumes_or()?.grant(call, name, initiator).await
+    }
+
+    async fn revoke(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> Result<(), Error> {
+        self.volumes_or()?.revoke(call, name, initiator).await
+    }
+
+    async fn snapshots(&self, call: &Call, name: &VolumeName) -> Result<Vec<Snapshot>, Error> {
+        self.volumes_or()?.snapshots(call, name).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> Result<(Snapshot, bool), Error> {
+        self.volumes_or()?.take_snapshot(call, name, snapshot).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> Result<(), Error> {
+        self.volumes_or()?
+            .delete_snapshot(call, name, snapshot)
+            .await
+    }
+
+    async fn restore_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> Result<Volume, Error> {
+        self.volumes_or()?.restore(call, name, snapshot).await
+    }
+
     async fn node(&self) -> Result<Node, Error> {
         let kernel = self.manager.kernel_available().await;
         Ok(Node {
@@ -200,6 +312,7 @@ impl NodeService for Service {
             all.push((known, snapshot));
         }
         let up = unix_ms_now().saturating_sub(self.facts.started_unix_ms);
-        metrics::render(&all, up)
+        let fabric = self.volumes.as_ref().and_then(|v| v.fabric.stats());
+        metrics::render(&all, fabric, up)
     }
 }

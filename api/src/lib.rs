@@ -21,7 +21,7 @@ pub mod service;
 pub mod types;
 
 pub use error::{Code, Error, Problem};
-pub use name::{AttachmentName, TargetName};
+pub use name::{AttachmentName, TargetName, VolumeName};
 pub use portal::Portal;
 pub use secret::Secret;
 pub use service::{Attached, Call, EventStream, NodeService, Peer};

@@ -113,6 +113,106 @@ impl fmt::Debug for AttachmentName {
     }
 }
 
+/// The name of a volume on the fabric, or of a snapshot of it: 3 to 64 letters, digits, `.`, `_` and `-`, of
+/// which the first is a letter or `_`; or a UUID in lower case. What fabrics allow, and nothing that needs
+/// escaping in a path.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// Shortest name, in characters.
+    pub const LEN_MIN: usize = 3;
+    /// Longest name, in characters (all of them ASCII).
+    pub const LEN_MAX: usize = 64;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = VolumeNameError;
+
+    fn from_str(text: &str) -> Result<Self, VolumeNameError> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = VolumeNameError;
+
+    fn try_from(text: String) -> Result<Self, VolumeNameError> {
+        if !(Self::LEN_MIN..=Self::LEN_MAX).contains(&text.len()) {
+            return Err(VolumeNameError::Length { len: text.len() });
+        }
+        let bad = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if let Some(character) = text.chars().find(|&c| bad(c)) {
+            return Err(VolumeNameError::Character { character });
+        }
+        if !text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && !is_uuid(&text) {
+            return Err(VolumeNameError::Start);
+        }
+        Ok(Self(text))
+    }
+}
+
+/// Whether this is a UUID in lower case.
+#[must_use]
+pub fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+        })
+}
+
+/// Why a text is not a name of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VolumeNameError {
+    /// Too short or too long.
+    #[error(
+        "a volume or snapshot name has {} to {} characters, this one has {len}",
+        VolumeName::LEN_MIN,
+        VolumeName::LEN_MAX
+    )]
+    Length {
+        /// Length of the text in bytes.
+        len: usize,
+    },
+    /// A character outside the set.
+    #[error(
+        "a volume or snapshot name is made of letters, digits, '.', '_' and '-', not of {character:?}"
+    )]
+    Character {
+        /// The first one that does not fit.
+        character: char,
+    },
+    /// The first character is a digit or a sign, and it is no UUID.
+    #[error("a volume or snapshot name begins with a letter or '_', or is a UUID in lower case")]
+    Start,
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
 /// The name of an iSCSI node: `iqn.`, `eui.` or `naa.` (RFC 7143 4.2.7), in lower case as they are
 /// compared (RFC 3722).
 ///

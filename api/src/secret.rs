@@ -104,6 +104,17 @@ pub(crate) fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S:
     serializer.serialize_str(secret.expose())
 }
 
+/// The same of a secret that may be missing.
+pub(crate) fn expose_optional<S: Serializer>(
+    secret: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => expose(secret, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,9 +6,10 @@ use std::pin::Pin;
 use futures_core::Stream;
 
 use crate::error::Error;
-use crate::name::AttachmentName;
+use crate::name::{AttachmentName, TargetName, VolumeName};
 use crate::types::{
-    AttachRequest, Attachment, AttachmentPatch, Discovery, DiscoveryRequest, Event, Health, Node,
+    AttachRequest, Attachment, AttachmentPatch, DeletePolicy, Discovery, DiscoveryRequest, Event,
+    Health, Node, Snapshot, Template, Volume, VolumePatch, VolumeRequest,
 };
 
 /// Events, oldest first. Ends when the service stops.
@@ -119,6 +120,127 @@ pub trait NodeService: Send + Sync + 'static {
         call: &Call,
         request: DiscoveryRequest,
     ) -> impl Future<Output = Result<Discovery, Error>> + Send;
+
+    /// The AppTemplates of the fabric, by name.
+    ///
+    /// # Errors
+    /// What the fabric gives reason for; `not-implemented` without a fabric.
+    fn templates(&self, call: &Call) -> impl Future<Output = Result<Vec<Template>, Error>> + Send;
+
+    /// All volumes on the fabric, by name.
+    ///
+    /// # Errors
+    /// What the fabric gives reason for; `not-implemented` without a fabric.
+    fn volumes(&self, call: &Call) -> impl Future<Output = Result<Vec<Volume>, Error>> + Send;
+
+    /// One volume on the fabric.
+    ///
+    /// # Errors
+    /// `not-found`, and as [`Self::volumes`].
+    fn volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+    ) -> impl Future<Output = Result<Volume, Error>> + Send;
+
+    /// Makes the volume exist, available; `true` when this call made it. Idempotent.
+    ///
+    /// # Errors
+    /// `conflict-incompatible` when the name is that of another volume, and as [`Self::volumes`].
+    fn create_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        request: VolumeRequest,
+    ) -> impl Future<Output = Result<(Volume, bool), Error>> + Send;
+
+    /// Changes the volume while it is in use.
+    ///
+    /// # Errors
+    /// `not-found`, `out-of-range`, and as [`Self::volumes`].
+    fn change_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        patch: VolumePatch,
+    ) -> impl Future<Output = Result<Volume, Error>> + Send;
+
+    /// Takes the volume away; without a policy as configured. Succeeds when it was not there.
+    ///
+    /// # Errors
+    /// `in-use` while somebody is logged in, and as [`Self::volumes`].
+    fn delete_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        policy: Option<DeletePolicy>,
+        with_snapshots: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Admits an initiator to the volume.
+    ///
+    /// # Errors
+    /// `not-found`, and as [`Self::volumes`].
+    fn grant(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> impl Future<Output = Result<Volume, Error>> + Send;
+
+    /// Does not admit the initiator any more, and touches no other.
+    ///
+    /// # Errors
+    /// As [`Self::volumes`].
+    fn revoke(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Snapshots of the volume, oldest first.
+    ///
+    /// # Errors
+    /// `not-found`, and as [`Self::volumes`].
+    fn snapshots(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+    ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
+
+    /// Takes a snapshot under this name, or finds it; `true` when this call took it.
+    ///
+    /// # Errors
+    /// `not-found`, and as [`Self::volumes`].
+    fn take_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> impl Future<Output = Result<(Snapshot, bool), Error>> + Send;
+
+    /// Takes a snapshot away. Succeeds when it was not there.
+    ///
+    /// # Errors
+    /// As [`Self::volumes`].
+    fn delete_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Puts the volume back to what the snapshot holds.
+    ///
+    /// # Errors
+    /// `not-found`, `in-use`, and as [`Self::volumes`].
+    fn restore_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> impl Future<Output = Result<Volume, Error>> + Send;
 
     /// Facts and limits of this node. Never waits for a target.
     fn node(&self) -> impl Future<Output = Result<Node, Error>> + Send;

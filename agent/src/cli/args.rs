@@ -78,6 +78,12 @@ pub(super) enum Command {
     Stats(Stats),
     /// Measure an attachment with our own NBD client
     Bench(Bench),
+    /// Make, change and delete volumes on the storage fabric
+    #[command(subcommand, visible_alias = "vol")]
+    Volume(super::volume::args::Volume),
+    /// Look at the AppTemplates of the storage fabric
+    #[command(subcommand)]
+    Template(super::volume::args::Template),
     /// Show facts, limits and health of this node
     Node,
     /// Print completions, as in: source <(berthctl completions bash)

@@ -15,6 +15,7 @@ mod output;
 mod secret;
 mod show;
 mod stats;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,8 @@ fn run(command: Command, global: &args::Global, output: &Output) -> Result<(), F
             Command::Events(arguments) => events::run(&client, output, &arguments).await,
             Command::Stats(arguments) => stats::run(&client, output, &arguments).await,
             Command::Bench(arguments) => bench::run(&client, output, &arguments).await,
+            Command::Volume(command) => volume::run(&client, output, command).await,
+            Command::Template(command) => volume::run_template(&client, output, &command).await,
             Command::Node => node::run(&client, output).await,
             Command::Completions { .. } => Ok(()),
         }

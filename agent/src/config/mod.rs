@@ -2,6 +2,7 @@
 
 mod credentials;
 mod device;
+mod fabric;
 mod memory;
 mod recovery;
 mod units;
@@ -14,6 +15,7 @@ use berth_api::Secret;
 use serde::Deserialize;
 
 pub use device::Device;
+pub use fabric::{ApiVersion, DeclaredVolume, Fabric, Fingerprint};
 pub use memory::{Effort, Memory};
 pub use recovery::{Limit, Recovery};
 pub use units::{Size, Span};
@@ -33,6 +35,8 @@ pub struct Config {
     pub nbd: Nbd,
     /// The iSCSI initiator.
     pub iscsi: Iscsi,
+    /// The storage fabric; without it volumes are attached by target and LUN only.
+    pub fabric: Option<Fabric>,
     /// Safety while memory is short.
     pub memory: Memory,
     /// Logging.
@@ -461,6 +465,9 @@ impl Config {
             self.iscsi.max_burst.0,
             " B",
         )?;
+        if let Some(fabric) = &self.fabric {
+            fabric.check()?;
+        }
         self.iscsi.recovery.check()
     }
 }
@@ -476,7 +483,10 @@ fn line_of(text: &str, key: &str) -> usize {
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if let Some(header) = line.strip_prefix('[') {
-            header.trim_end_matches(']').trim().clone_into(&mut current);
+            header
+                .trim_matches(['[', ']'])
+                .trim()
+                .clone_into(&mut current);
             if current == table {
                 found = index + 1;
             }

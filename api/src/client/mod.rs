@@ -2,6 +2,7 @@
 
 mod sse;
 mod transport;
+mod volumes;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

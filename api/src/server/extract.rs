@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::context::Failure;
 use crate::error::{Code, Error};
-use crate::name::AttachmentName;
+use crate::name::{AttachmentName, VolumeName};
 use crate::service::Call;
 
 /// Longest body of a request, in bytes.
@@ -111,7 +111,7 @@ fn bad_field(path: &str, text: &str) -> Error {
     // The place is an offset into a body that the caller may have built by program: the path serves
     // better.
     let text = text.rfind(" at line ").map_or(text, |end| &text[..end]);
-    let (path, text) = if path.split('.').any(|part| part == "auth") {
+    let (path, text) = if path.split('.').any(|part| part == "auth" || part == "chap") {
         without_value(path, text)
     } else {
         (path, text)
@@ -182,6 +182,25 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
         text.parse()
             .map(Self)
             .map_err(|error: crate::name::NameError| bad(error.to_string()))
+    }
+}
+
+/// The name of a volume in the path.
+pub(super) struct Volume(pub(super) VolumeName);
+
+impl<S: Send + Sync> FromRequestParts<S> for Volume {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let bad = |detail: String| {
+            Failure(Error::new(Code::InvalidArgument, detail).with_field("volume"))
+        };
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| bad(rejection.body_text()))?;
+        text.parse()
+            .map(Self)
+            .map_err(|error: crate::name::VolumeNameError| bad(error.to_string()))
     }
 }
 

@@ -17,13 +17,14 @@ mod operations;
 mod page;
 mod prefer;
 mod token;
+mod volumes;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use tokio::sync::watch;
 
 use crate::error::{Code, Error};
@@ -85,6 +86,31 @@ impl<S: NodeService> Api<S> {
             .route(
                 "/v1/discovery",
                 get(node::discover::<S>).post(node::discover_with_auth::<S>),
+            )
+            .route("/v1/templates", get(volumes::templates::<S>))
+            .route("/v1/volumes", get(volumes::list::<S>))
+            .route(
+                "/v1/volumes/{volume}",
+                put(volumes::create::<S>)
+                    .get(volumes::show::<S>)
+                    .patch(volumes::change::<S>)
+                    .delete(volumes::delete::<S>),
+            )
+            .route(
+                "/v1/volumes/{volume}/access/{initiator}",
+                put(volumes::grant::<S>).delete(volumes::revoke::<S>),
+            )
+            .route(
+                "/v1/volumes/{volume}/snapshots",
+                get(volumes::snapshots::<S>),
+            )
+            .route(
+                "/v1/volumes/{volume}/snapshots/{snapshot}",
+                put(volumes::take_snapshot::<S>).delete(volumes::delete_snapshot::<S>),
+            )
+            .route(
+                "/v1/volumes/{volume}/snapshots/{snapshot}/restore",
+                post(volumes::restore::<S>),
             )
             .route("/v1/events", get(events::events::<S>))
             .route("/v1/node", get(node::node::<S>))

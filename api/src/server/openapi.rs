@@ -3,7 +3,7 @@
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use utoipa::OpenApi;
 
-use super::{attachments, events, health, node, operations};
+use super::{attachments, events, health, node, operations, volumes};
 use crate::error::Problem;
 use crate::types::{CheckResult, Event, Health, NewEvent};
 
@@ -24,6 +24,9 @@ use crate::types::{CheckResult, Event, Health, NewEvent};
         attachments::list, attachments::show, attachments::attach, attachments::change,
         attachments::detach,
         operations::list, operations::show,
+        volumes::templates, volumes::list, volumes::show, volumes::create, volumes::change, volumes::delete,
+        volumes::grant, volumes::revoke,
+        volumes::snapshots, volumes::take_snapshot, volumes::delete_snapshot, volumes::restore,
         node::discover, node::discover_with_auth, node::node,
         events::events,
         health::livez, health::readyz, health::metrics,
@@ -32,6 +35,7 @@ use crate::types::{CheckResult, Event, Health, NewEvent};
     tags(
         (name = "attachments", description = "Volumes on this node"),
         (name = "operations", description = "Calls that go on after their answer"),
+        (name = "volumes", description = "Volumes on the storage fabric"),
         (name = "discovery", description = "What a portal offers"),
         (name = "events", description = "What happens"),
         (name = "node", description = "Facts and limits"),

@@ -11,6 +11,7 @@ mod event;
 mod node;
 mod operation;
 mod patch;
+mod volume;
 
 pub use attach::{
     AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
@@ -26,6 +27,11 @@ pub use event::{Event, EventKind, NewEvent};
 pub use node::{CheckResult, Health, KernelNbd, Node, NodeLimits};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use patch::{AttachmentPatch, IscsiPatch, SourcePatch};
+pub use volume::{
+    DeletePolicy, FabricChap, PlacementMode, Qos, Snapshot, SnapshotList, SnapshotRef, Template,
+    TemplateList, TemplateVolume, Volume, VolumeList, VolumePatch, VolumeRequest, VolumeSource,
+    VolumeState, VolumeUnit,
+};
 
 /// Milliseconds since 1970 (UTC), now.
 #[must_use]

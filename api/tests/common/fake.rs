@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex};
 use berth_api::events::EventLog;
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentPatch, AttachmentState, CheckResult, Counters,
-    DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest, EventKind, Health, KernelNbd,
-    NewEvent, Node, NodeLimits, SourceSummary,
+    DeletePolicy, DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest, EventKind,
+    Health, KernelNbd, NewEvent, Node, NodeLimits, Snapshot, SourceSummary, Template,
+    TemplateVolume, Volume, VolumePatch, VolumeRequest, VolumeState, VolumeUnit,
 };
-use berth_api::{Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, Portal};
+use berth_api::{
+    Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, Portal, TargetName,
+    VolumeName,
+};
 use tokio::sync::{Semaphore, watch};
 
 /// Keeps attachments in memory. Names tell it what to do: `slow` attaches when [`Fake::release`] is
@@ -22,6 +26,9 @@ pub(crate) struct Fake {
     pub(crate) calls: Mutex<Vec<Call>>,
     pub(crate) events: EventLog,
     pub(crate) ready: Mutex<Vec<CheckResult>>,
+    pub(crate) volumes: Mutex<BTreeMap<VolumeName, Volume>>,
+    pub(crate) volume_requests: Mutex<Vec<VolumeRequest>>,
+    pub(crate) snapshots: Mutex<BTreeMap<String, Snapshot>>,
     gate: Semaphore,
     /// Attaches of `slow` that came to the gate.
     pub(crate) waiting: watch::Sender<usize>,
@@ -34,6 +41,9 @@ impl Fake {
             calls: Mutex::default(),
             events: EventLog::new(16),
             ready: Mutex::new(vec![CheckResult::pass("state")]),
+            volumes: Mutex::default(),
+            volume_requests: Mutex::default(),
+            snapshots: Mutex::default(),
             gate: Semaphore::new(0),
             waiting: watch::Sender::new(0),
         })
@@ -69,6 +79,41 @@ pub(crate) fn attachment(name: &AttachmentName, request: &AttachRequest) -> Atta
         sessions: Vec::new(),
         nbd_clients: 0,
         counters: Counters::default(),
+    }
+}
+
+fn no_volume(name: &VolumeName) -> Error {
+    Error::new(Code::NotFound, format!("there is no volume {name}"))
+}
+
+pub(crate) fn volume(name: &VolumeName, size_bytes: u64) -> Volume {
+    Volume {
+        name: name.clone(),
+        id: "1c0e0a52-53a4-4c0b-8f3f-6f3a1f5d9b01".into(),
+        state: VolumeState::Available,
+        health: Some("ok".into()),
+        size_bytes,
+        template: None,
+        description: None,
+        units: vec![VolumeUnit {
+            name: "storage-1/volume-1".into(),
+            serial: None,
+            size_bytes,
+            replicas: Some(3),
+            placement: Some("hybrid".into()),
+            qos: None,
+            target: Some(
+                "iqn.2013-05.com.daterainc:tc:01:sn:4a6f0c1d92e83b57"
+                    .parse()
+                    .unwrap(),
+            ),
+            portals: vec![Portal::new("172.28.10.21", 3260).unwrap()],
+            lun: 0,
+            chap: false,
+            open: false,
+            access: Vec::new(),
+            sessions: Vec::new(),
+        }],
     }
 }
 
@@ -180,6 +225,163 @@ impl NodeService for Fake {
                 }],
             }],
         })
+    }
+
+    async fn templates(&self, call: &Call) -> Result<Vec<Template>, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        Ok(vec![Template {
+            name: "gold".into(),
+            description: Some("fast".into()),
+            units: vec![TemplateVolume {
+                name: "storage-1/volume-1".into(),
+                size_bytes: 10 << 30,
+                replicas: Some(3),
+                placement: Some("all_flash".into()),
+                qos: None,
+            }],
+        }])
+    }
+
+    async fn volumes(&self, call: &Call) -> Result<Vec<Volume>, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        Ok(self.volumes.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn volume(&self, _: &Call, name: &VolumeName) -> Result<Volume, Error> {
+        let volumes = self.volumes.lock().unwrap();
+        volumes.get(name).cloned().ok_or_else(|| no_volume(name))
+    }
+
+    async fn create_volume(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        request: VolumeRequest,
+    ) -> Result<(Volume, bool), Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        self.volume_requests.lock().unwrap().push(request.clone());
+        if let Some(code) = Code::all().find(|code| code.as_str() == name.as_str()) {
+            return Err(Error::new(code, format!("the fake was told to say {code}")));
+        }
+        let mut volumes = self.volumes.lock().unwrap();
+        if let Some(volume) = volumes.get(name) {
+            return Ok((volume.clone(), false));
+        }
+        let volume = volume(name, request.size_bytes.unwrap_or(10 << 30));
+        volumes.insert(name.clone(), volume.clone());
+        Ok((volume, true))
+    }
+
+    async fn change_volume(
+        &self,
+        _: &Call,
+        name: &VolumeName,
+        patch: VolumePatch,
+    ) -> Result<Volume, Error> {
+        let mut volumes = self.volumes.lock().unwrap();
+        let volume = volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+        if let Some(size) = patch.size_bytes {
+            if size < volume.size_bytes {
+                return Err(
+                    Error::new(Code::OutOfRange, "it cannot shrink").with_field("size_bytes")
+                );
+            }
+            volume.size_bytes = size;
+        }
+        if let Some(qos) = patch.qos {
+            volume.units[0].qos = qos;
+        }
+        Ok(volume.clone())
+    }
+
+    async fn delete_volume(
+        &self,
+        _: &Call,
+        name: &VolumeName,
+        policy: Option<DeletePolicy>,
+        _with_snapshots: bool,
+    ) -> Result<(), Error> {
+        let mut volumes = self.volumes.lock().unwrap();
+        if policy == Some(DeletePolicy::Retain) {
+            if let Some(volume) = volumes.get_mut(name) {
+                volume.state = VolumeState::Offline;
+            }
+        } else {
+            volumes.remove(name);
+        }
+        Ok(())
+    }
+
+    async fn grant(
+        &self,
+        _: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> Result<Volume, Error> {
+        let mut volumes = self.volumes.lock().unwrap();
+        let volume = volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+        volume.units[0].access.push(initiator.to_string());
+        Ok(volume.clone())
+    }
+
+    async fn revoke(
+        &self,
+        _: &Call,
+        name: &VolumeName,
+        initiator: &TargetName,
+    ) -> Result<(), Error> {
+        if let Some(volume) = self.volumes.lock().unwrap().get_mut(name) {
+            volume.units[0]
+                .access
+                .retain(|one| one != initiator.as_str());
+        }
+        Ok(())
+    }
+
+    async fn snapshots(&self, _: &Call, name: &VolumeName) -> Result<Vec<Snapshot>, Error> {
+        if !self.volumes.lock().unwrap().contains_key(name) {
+            return Err(no_volume(name));
+        }
+        Ok(self.snapshots.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn take_snapshot(
+        &self,
+        _: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> Result<(Snapshot, bool), Error> {
+        if !self.volumes.lock().unwrap().contains_key(name) {
+            return Err(no_volume(name));
+        }
+        let taken = Snapshot {
+            id: format!("id-of-{snapshot}"),
+            name: Some(snapshot.into()),
+            taken_unix_ms: Some(1_600_000_000_123),
+            ready: true,
+        };
+        let former = (self.snapshots.lock().unwrap()).insert(snapshot.to_owned(), taken.clone());
+        Ok((taken, former.is_none()))
+    }
+
+    async fn delete_snapshot(&self, _: &Call, _: &VolumeName, snapshot: &str) -> Result<(), Error> {
+        self.snapshots.lock().unwrap().remove(snapshot);
+        Ok(())
+    }
+
+    async fn restore_snapshot(
+        &self,
+        call: &Call,
+        name: &VolumeName,
+        snapshot: &str,
+    ) -> Result<Volume, Error> {
+        if !self.snapshots.lock().unwrap().contains_key(snapshot) {
+            return Err(Error::new(
+                Code::NotFound,
+                format!("there is no snapshot {snapshot}"),
+            ));
+        }
+        self.volume(call, name).await
     }
 
     async fn node(&self) -> Result<Node, Error> {
