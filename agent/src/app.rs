@@ -171,6 +171,9 @@ impl Daemon {
                 config.nbd.device.settings(config.nbd.kernel),
             ),
             node_id: initiator.node_id(),
+            fabric: volumes
+                .as_ref()
+                .map(|volumes| volumes.access(initiator.name())),
             recovery_timeout: config.iscsi.recovery.timeout_seconds,
             attachments_max: ATTACHMENTS_MAX,
         });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::AttachmentName;
-use berth_api::types::{Auth, Chap, DigestPolicy as ApiPolicy, Digests, Fence, Source};
+use berth_api::types::{Auth, Chap, DigestPolicy as ApiPolicy, Digests, Fence};
 use berth_iscsi::login::{
     ChapConfig, DigestPolicy, InitiatorAuth, LoginConfig, MutualChap, Offer, Secret, SessionKind,
 };
@@ -63,7 +63,8 @@ impl Initiator {
     /// The plan for an attachment.
     #[must_use]
     pub fn volume_spec(&self, name: &AttachmentName, intent: &Intent, terms: Terms) -> VolumeSpec {
-        let Source::Iscsi(source) = &intent.request.source;
+        let source = (intent.request.source.iscsi())
+            .expect("an attempt begins when it is known where the volume is");
         let target_name: IscsiName = source
             .target
             .as_str()

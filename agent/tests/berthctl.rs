@@ -217,7 +217,9 @@ async fn secrets_come_from_files_and_the_environment() {
     {
         let attachments = daemon.fake.attachments.lock().unwrap();
         let (request, _) = attachments.values().next().unwrap();
-        let Source::Iscsi(source) = &request.source;
+        let Source::Iscsi(source) = &request.source else {
+            panic!("it is a target");
+        };
         let Some(Auth::Chap(chap)) = &source.auth else {
             panic!("CHAP was asked for");
         };
@@ -266,5 +268,148 @@ async fn completions_and_help_need_no_daemon() {
     }
     let ran = daemon.run("--help").await;
     assert!(ran.stdout.contains("Exit codes:"), "{}", ran.said());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn volumes_of_the_fabric() {
+    let daemon = Daemon::start();
+    let empty = daemon.run("volume list").await;
+    assert_eq!(
+        (empty.code, empty.stdout.as_str()),
+        (0, ""),
+        "{}",
+        empty.said()
+    );
+    let secret = daemon.file("secret", "twelve-bytes-x\n");
+    let create = format!(
+        "volume create vol-1 --size 10GiB --replicas 2 --placement-mode all-flash --total-iops 500 \
+         --read-bandwidth 2MiB --chap-user node-1 --chap-secret-file {}",
+        secret.display()
+    );
+    let made = daemon.run(&create).await;
+    assert_eq!(made.code, 0, "{}", made.said());
+    assert!(
+        made.stdout
+            .starts_with("vol-1 is available\n  size         10 GiB\n"),
+        "{}",
+        made.said()
+    );
+    {
+        let requests = daemon.fake.volume_requests.lock().unwrap();
+        let qos = requests[0].qos.unwrap();
+        assert_eq!(
+            (qos.total_iops, qos.read_bytes_per_second),
+            (Some(500), Some(2 << 20))
+        );
+        assert_eq!(
+            requests[0].chap.as_ref().unwrap().secret.expose(),
+            "twelve-bytes-x"
+        );
+        assert_eq!(requests[0].replicas, Some(2));
+    }
+    let again = daemon.run(&create).await;
+    assert!(
+        again
+            .stdout
+            .starts_with("vol-1 is available, as it was before\n"),
+        "{}",
+        again.said()
+    );
+    let list = daemon.run("volume list -o wide").await;
+    for word in ["NAME", "vol-1", "10 GiB", "available", "hybrid"] {
+        assert!(list.stdout.contains(word), "{word}: {}", list.said());
+    }
+    let grown = daemon.run("volume grow vol-1 20GiB -o json").await.json();
+    assert_eq!(grown["size_bytes"], 20u64 << 30);
+    let shrunk = daemon.run("volume grow vol-1 1GiB").await;
+    assert_eq!(shrunk.code, 1, "{}", shrunk.said());
+    let limited = daemon.run("volume qos vol-1 --write-iops 7").await;
+    assert!(
+        limited.stdout.contains("write 7 IOPS"),
+        "{}",
+        limited.said()
+    );
+    let unlimited = daemon.run("volume qos vol-1 --none").await;
+    assert!(!unlimited.stdout.contains("IOPS"), "{}", unlimited.said());
+    assert_eq!(daemon.run("volume qos vol-1").await.code, 2);
+    let granted = daemon.run("volume grant vol-1").await;
+    assert!(
+        granted
+            .stdout
+            .contains("iqn.2026-11.io.berth:worker-1 is admitted"),
+        "{}",
+        granted.said()
+    );
+    let revoked = daemon
+        .run("volume revoke vol-1 iqn.2026-11.io.berth:worker-1")
+        .await;
+    assert_eq!(revoked.code, 0, "{}", revoked.said());
+    let taken = daemon.run("volume snapshot take vol-1 nightly").await;
+    assert!(taken.stdout.contains("id-of-nightly"), "{}", taken.said());
+    let copy = daemon
+        .run("volume clone vol-1 vol-2 --snapshot nightly")
+        .await;
+    assert_eq!(copy.code, 0, "{}", copy.said());
+    let listed = daemon.run("volume snapshot list vol-1").await;
+    assert!(listed.stdout.contains("id-of-nightly"), "{}", listed.said());
+    assert_eq!(
+        daemon
+            .run("volume snapshot restore vol-1 nightly")
+            .await
+            .code,
+        0
+    );
+    assert_eq!(
+        daemon
+            .run("volume snapshot delete vol-1 nightly")
+            .await
+            .code,
+        0
+    );
+    assert_eq!(daemon.run("volume show vol-9").await.code, 3);
+    assert_eq!(
+        daemon.run("volume create vol-3").await.code,
+        2,
+        "a size or a template"
+    );
+    let deleted = daemon.run("volume delete vol-1").await;
+    assert_eq!(deleted.stdout, "vol-1 is deleted\n", "{}", deleted.said());
+    let templates = daemon.run("template list").await;
+    assert!(
+        templates.stdout.contains("gold") && templates.stdout.contains("all_flash"),
+        "{}",
+        templates.said()
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn attach_by_the_name_of_a_volume() {
+    let daemon = Daemon::start();
+    let ran = daemon
+        .run("attach data --volume vol-1 --create-size 5GiB --revoke-on-detach")
+        .await;
+    assert_eq!(ran.code, 0, "{}", ran.said());
+    {
+        let attachments = daemon.fake.attachments.lock().unwrap();
+        let (request, _) = attachments.values().next().unwrap();
+        let Source::Fabric(source) = &request.source else {
+            panic!("it is a volume of the fabric");
+        };
+        assert_eq!(source.volume.as_str(), "vol-1");
+        assert_eq!(source.create.as_ref().unwrap().size_bytes, Some(5 << 30));
+        assert!(source.revoke_on_detach);
+    }
+    let shown = daemon.run("show data").await;
+    assert!(shown.stdout.contains("vol-1"), "{}", shown.said());
+    assert_eq!(daemon.run("list").await.code, 0);
+    let portals = daemon.run("set data --add-portal 192.0.2.1").await;
+    assert_eq!(portals.code, 2, "{}", portals.said());
+    let both = daemon
+        .run(&format!("attach data --volume vol-1 {DISK}"))
+        .await;
+    assert_eq!(both.code, 2, "{}", both.said());
+    assert_eq!(daemon.run("attach data --lun 1").await.code, 2);
     daemon.stop().await;
 }

@@ -373,11 +373,15 @@ async fn failures_have_their_code() {
         let bench = Bench::start().await;
         let client = bench.client();
         let mut request = bench.request();
-        let Source::Iscsi(source) = &mut request.source;
+        let Source::Iscsi(source) = &mut request.source else {
+            panic!("it is a target");
+        };
         source.lun = 7;
         let no_lun = client.attach(&"a".parse().expect("a name"), &request).await;
         assert_eq!(code(&no_lun.expect_err("no such LUN")), Code::LunNotFound);
-        let Source::Iscsi(source) = &mut request.source;
+        let Source::Iscsi(source) = &mut request.source else {
+            panic!("it is a target");
+        };
         source.target = "iqn.2026-11.io.berth.test:absent".parse().expect("a name");
         let no_target = client.attach(&"b".parse().expect("a name"), &request).await;
         assert_eq!(

@@ -65,7 +65,9 @@ async fn every_call_over_a_unix_socket() {
 
     // The secret arrived: another one is another request.
     let mut other = request();
-    let berth_api::types::Source::Iscsi(source) = &mut other.source;
+    let berth_api::types::Source::Iscsi(source) = &mut other.source else {
+        panic!("it is a target");
+    };
     let Some(berth_api::types::Auth::Chap(chap)) = &mut source.auth else {
         panic!("the request has CHAP");
     };

@@ -115,7 +115,12 @@ async fn the_contract_lists_every_route() {
     let harness = Harness::new();
     let document = harness.get("/openapi.json").await.json();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        let path = path.replace("{name}", "disk0").replace("{id}", "1");
+        let path = path
+            .replace("{name}", "disk0")
+            .replace("{id}", "1")
+            .replace("{volume}", "vol-1")
+            .replace("{snapshot}", "nightly")
+            .replace("{initiator}", "iqn.2026-11.example:a");
         for method in ["get", "put", "post", "delete", "patch"] {
             let listed = methods[method].is_object();
             let request = Request::builder()

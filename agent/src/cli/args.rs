@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_api::types::{DeviceWish, DigestPolicy, Fence, IscsiSource, RecoveryTimeout};
-use berth_api::{AttachmentName, Portal, TargetName};
+use berth_api::{AttachmentName, Portal, TargetName, VolumeName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench::Bench;
@@ -98,14 +98,53 @@ pub(super) struct Attach {
     /// Name of the attachment and of its NBD export
     pub(super) name: AttachmentName,
     /// Where the target listens, HOST[:PORT] or [V6][:PORT]; repeat it for several paths
-    #[arg(long = "portal", value_name = "HOST:PORT", required = true)]
+    #[arg(
+        long = "portal",
+        value_name = "HOST:PORT",
+        required_unless_present = "volume",
+        conflicts_with = "volume"
+    )]
     pub(super) portals: Vec<Portal>,
     /// Name of the target (iqn, eui or naa)
-    #[arg(long, value_name = "NAME")]
-    pub(super) target: TargetName,
+    #[arg(
+        long,
+        value_name = "NAME",
+        required_unless_present = "volume",
+        conflicts_with = "volume"
+    )]
+    pub(super) target: Option<TargetName>,
     /// Number of the logical unit
-    #[arg(long, value_parser = clap::value_parser!(u16).range(0..=i64::from(IscsiSource::LUN_MAX)))]
-    pub(super) lun: u16,
+    #[arg(long, required_unless_present = "volume", conflicts_with = "volume",
+        value_parser = clap::value_parser!(u16).range(0..=i64::from(IscsiSource::LUN_MAX)))]
+    pub(super) lun: Option<u16>,
+    /// A volume of the storage fabric, which says where its target is and has this node admitted
+    #[arg(long, value_name = "NAME", help_heading = "Fabric")]
+    pub(super) volume: Option<VolumeName>,
+    /// Which of the volume's units, as storage-1/volume-1
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "volume",
+        help_heading = "Fabric"
+    )]
+    pub(super) unit: Option<String>,
+    /// Make the volume if it does not exist, so large
+    #[arg(long, value_name = "SIZE", requires = "volume", value_parser = super::volume::args::size, help_heading = "Fabric")]
+    pub(super) create_size: Option<u64>,
+    /// Make the volume if it does not exist, from this AppTemplate
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "volume",
+        help_heading = "Fabric"
+    )]
+    pub(super) create_template: Option<String>,
+    /// With --create-size or --create-template: copies that the fabric keeps
+    #[arg(long, value_name = "N", requires = "volume", value_parser = clap::value_parser!(u8).range(1..=5), help_heading = "Fabric")]
+    pub(super) create_replicas: Option<u8>,
+    /// When it is detached, this node is not admitted to the volume any more
+    #[arg(long, requires = "volume", help_heading = "Fabric")]
+    pub(super) revoke_on_detach: bool,
     #[command(flatten)]
     pub(super) chap: Chap,
     /// What to make of it
@@ -331,8 +370,11 @@ mod tests {
         assert_eq!(attach.name.as_str(), "pvc-1");
         let portals: Vec<_> = attach.portals.iter().map(ToString::to_string).collect();
         assert_eq!(portals, ["192.0.2.10:3260", "[2001:db8::1]:3261"]);
-        assert_eq!(attach.target.as_str(), "iqn.2026-11.example:disk0");
-        assert_eq!(attach.lun, 1);
+        assert_eq!(
+            attach.target.as_ref().unwrap().as_str(),
+            "iqn.2026-11.example:disk0"
+        );
+        assert_eq!(attach.lun, Some(1));
         assert_eq!(attach.chap.chap_user.as_deref(), Some("u"));
         assert_eq!(attach.chap.mutual_user.as_deref(), Some("t"));
         assert_eq!(attach.header_digest, DigestArgument::Require);

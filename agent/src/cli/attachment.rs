@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use berth_api::client::{Client, Started};
 use berth_api::types::{
-    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Digests, IscsiPatch, IscsiSource,
-    Operation, PathState, Source, SourcePatch, SourceSummary,
+    AttachRequest, Attachment, AttachmentList, AttachmentPatch, Digests, FabricSource, IscsiPatch,
+    IscsiSource, Operation, PathState, Source, SourcePatch, SourceSummary, VolumeRequest,
 };
 use berth_api::{AttachmentName, Portal};
 
@@ -19,13 +19,8 @@ pub(super) async fn attach(
     output: &Output,
     arguments: args::Attach,
 ) -> Result<(), Failure> {
-    let name = arguments.name;
-    let mut request = AttachRequest::new(Source::Iscsi(IscsiSource {
-        portals: arguments.portals,
-        target: arguments.target,
-        lun: arguments.lun,
-        auth: secret::auth(arguments.chap)?,
-    }));
+    let name = arguments.name.clone();
+    let mut request = AttachRequest::new(source(&arguments)?);
     request.device = arguments.device.into();
     request.read_only = arguments.read_only;
     request.digests = Digests {
@@ -73,6 +68,39 @@ pub(super) async fn attach(
     output.text(&lines)
 }
 
+/// Where the volume comes from: a target, or the fabric.
+fn source(arguments: &args::Attach) -> Result<Source, Failure> {
+    let auth = secret::auth(&arguments.chap)?;
+    if let Some(volume) = &arguments.volume {
+        let create = arguments.create_size.is_some() || arguments.create_template.is_some();
+        let create = create.then(|| {
+            Box::new(VolumeRequest {
+                size_bytes: arguments.create_size,
+                template: arguments.create_template.clone(),
+                replicas: arguments.create_replicas,
+                ..VolumeRequest::default()
+            })
+        });
+        return Ok(Source::Fabric(FabricSource {
+            unit: arguments.unit.clone(),
+            create,
+            auth,
+            revoke_on_detach: arguments.revoke_on_detach,
+            ..FabricSource::new(volume.clone())
+        }));
+    }
+    let (Some(target), Some(lun)) = (&arguments.target, arguments.lun) else {
+        let wrong = "give --portal, --target and --lun, or --volume";
+        return Err(Failure::Usage(wrong.to_owned()));
+    };
+    Ok(Source::Iscsi(IscsiSource {
+        portals: arguments.portals.clone(),
+        target: target.clone(),
+        lun,
+        auth,
+    }))
+}
+
 pub(super) async fn set(
     client: &Client,
     output: &Output,
@@ -84,7 +112,11 @@ pub(super) async fn set(
         source: None,
     };
     if !arguments.add_portals.is_empty() || !arguments.remove_portals.is_empty() {
-        let SourceSummary::Iscsi(now) = client.attachment(&name).await?.source;
+        let SourceSummary::Iscsi(now) = client.attachment(&name).await?.source else {
+            let wrong =
+                format!("{name} is a volume of the fabric, which says where its portals are");
+            return Err(Failure::Usage(wrong));
+        };
         let portals = changed_portals(
             now.portals,
             &arguments.add_portals,
@@ -177,14 +209,14 @@ fn listing(attachments: &[Attachment], wide: bool) -> String {
         header.extend(["CLIENTS", "IDENTITY", "NBD"]);
     }
     let rows = attachments.iter().map(|attachment| {
-        let SourceSummary::Iscsi(source) = &attachment.source;
+        let source = attachment.source.iscsi();
         let mut row = vec![
             attachment.name.to_string(),
             attachment.state.to_string(),
             or_dash(attachment.size_bytes.map(size)),
             or_dash(attachment.device.as_ref()),
-            source.target.to_string(),
-            source.lun.to_string(),
+            or_dash(source.map(|source| &source.target)),
+            or_dash(source.map(|source| source.lun)),
             paths_up(attachment),
             age(attachment.since_unix_ms),
         ];

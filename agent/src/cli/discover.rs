@@ -13,7 +13,7 @@ pub(super) async fn run(
     arguments: args::Discover,
 ) -> Result<(), Failure> {
     let mut request = DiscoveryRequest::new(arguments.portal);
-    request.auth = secret::auth(arguments.chap)?;
+    request.auth = secret::auth(&arguments.chap)?;
     request.timeout_seconds = arguments.timeout;
     let found = client.discover(&request).await?;
     if output.is_json() {

@@ -16,8 +16,8 @@ use super::error::Failure;
 const FILE_LEN_MAX: u64 = 4096;
 
 /// The credentials that the arguments ask for, with secrets from where they are.
-pub(super) fn auth(arguments: args::Chap) -> Result<Option<Auth>, Failure> {
-    let Some(user) = arguments.chap_user else {
+pub(super) fn auth(arguments: &args::Chap) -> Result<Option<Auth>, Failure> {
+    let Some(user) = arguments.chap_user.clone() else {
         return Ok(None);
     };
     let stdin = |path: &Option<std::path::PathBuf>| path.as_deref() == Some(Path::new("-"));
@@ -41,7 +41,7 @@ pub(super) fn auth(arguments: args::Chap) -> Result<Option<Auth>, Failure> {
             "CHAP secret of the target: ",
         )?;
         Some(MutualChap {
-            user: arguments.mutual_user,
+            user: arguments.mutual_user.clone(),
             secret,
         })
     } else {
@@ -160,7 +160,7 @@ mod tests {
             mutual_secret_file: file("theirs", "sesamesesame\n"),
             allow_short_secret: false,
         };
-        let Some(Auth::Chap(chap)) = auth(arguments).unwrap() else {
+        let Some(Auth::Chap(chap)) = auth(&arguments).unwrap() else {
             panic!("there is a user");
         };
         assert_eq!(chap.secret.expose(), "hunter2hunter2");
@@ -175,11 +175,11 @@ mod tests {
             chap_secret_file: file("short", "hunter2"),
             ..args::Chap::default()
         };
-        let error = auth(arguments).unwrap_err().to_string();
+        let error = auth(&arguments).unwrap_err().to_string();
         assert!(
             error.contains("--allow-short-secret") && !error.contains("hunter2"),
             "{error}"
         );
-        assert!(auth(args::Chap::default()).unwrap().is_none());
+        assert!(auth(&args::Chap::default()).unwrap().is_none());
     }
 }

@@ -105,10 +105,22 @@ impl Page<'_> {
     }
 
     fn source(&mut self, attachment: &Attachment) {
-        let SourceSummary::Iscsi(source) = &attachment.source;
-        self.pair("Target", source.target.as_str());
-        self.pair("LUN", &source.lun.to_string());
-        let login = match &source.auth {
+        if let SourceSummary::Fabric(source) = &attachment.source {
+            self.pair("Volume", source.volume.as_str());
+            if let Some(unit) = &source.unit {
+                self.pair("Unit", unit);
+            }
+            let after = if source.revoke_on_detach {
+                "not admitted any more"
+            } else {
+                "stays admitted"
+            };
+            self.pair("After detach", after);
+        }
+        let source = attachment.source.iscsi();
+        self.pair("Target", &or_dash(source.map(|source| &source.target)));
+        self.pair("LUN", &or_dash(source.map(|source| source.lun)));
+        let login = match source.and_then(|source| source.auth.as_ref()) {
             None => "without authentication".to_owned(),
             Some(AuthSummary::Chap(chap)) if chap.mutual => {
                 format!("CHAP as {}, mutual", chap.user)

@@ -35,6 +35,8 @@ pub struct Fabric {
     pub api_version: ApiVersion,
     /// Pool of addresses for new volumes that name none; default: that of the fabric.
     pub ip_pool: Option<String>,
+    /// Port of the volumes' iSCSI portals, which the API does not tell. Default 3260, that of iSCSI.
+    pub iscsi_port: u16,
     /// What deleting a volume does unless the call says otherwise; default `delete`.
     pub delete_policy: DeletePolicy,
     /// A connection, with TLS, must be there within this time. Default 5 s: a management network answers in
@@ -81,6 +83,7 @@ impl Default for Fabric {
             plain_http: false,
             api_version: ApiVersion::Auto,
             ip_pool: None,
+            iscsi_port: 3260,
             delete_policy: DeletePolicy::Delete,
             connect_timeout: seconds(5),
             request_timeout: seconds(15),
@@ -361,6 +364,7 @@ impl Fabric {
             ),
             ("fabric.requests_max", self.requests_max as u64, 1024),
             ("fabric.page_size", self.page_size.into(), 1000),
+            ("fabric.iscsi_port", self.iscsi_port.into(), 65_535),
         ] {
             if !(1..=most).contains(&value) {
                 return Err((key, format!("{value} is out of range; use 1 to {most}")));
@@ -503,6 +507,37 @@ mod tests {
         let local =
             fabric(file.path(), "").replace("https://fabric.example:7718", "http://[::1]:7717");
         parse(&local).expect("nobody listens on the way to ourselves");
+    }
+
+    /// What the sample configuration shows, without its comment signs, is valid and shows the defaults.
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let sample = include_str!("../../../systemd/berth.toml");
+        let from = sample.find("# [fabric]").unwrap();
+        let to = sample.find("# [[fabric.volume]]").unwrap();
+        let file = password();
+        let needed = ["url =", "user =", "password_file", "fingerprint", "ca_file"];
+        let lines = sample[from..to]
+            .lines()
+            .map(|line| line.trim_start_matches("# "));
+        let lines = lines
+            .skip(1)
+            .filter(|line| !needed.iter().any(|key| line.starts_with(key)));
+        let lines: Vec<_> = lines.filter(|line| *line != "#").collect();
+        let config = parse(&fabric(file.path(), &lines.join("\n"))).expect("valid");
+        let plain = parse(&fabric(file.path(), "ip_pool = \"default\"")).expect("valid");
+        assert_eq!(
+            format!("{:?}", config.fabric),
+            format!("{:?}", plain.fabric)
+        );
+        assert!(lines.len() >= 16, "{lines:?}");
+        let volume = sample[to..]
+            .lines()
+            .take_while(|line| line.starts_with("# "));
+        let volume = volume
+            .map(|line| line.trim_start_matches("# "))
+            .filter(|line| !line.starts_with("chap"));
+        parse(&volume.collect::<Vec<_>>().join("\n")).expect("valid");
     }
 
     #[test]

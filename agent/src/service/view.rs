@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use berth_api::AttachmentName;
 use berth_api::types::{
     Attachment, AttachmentState, Connection, Counters, OpCounters, Path, PathState, Reason,
-    RecoveryCounters, RecoveryTimeout, Session, Source, SourceSummary,
+    RecoveryCounters, RecoveryTimeout, Session, SourceSummary,
 };
 
 use crate::block::stats::{IoStats, OpKind};
@@ -88,7 +88,7 @@ fn path(view: &PathView) -> Path {
 /// What can be said while nothing is up, or nothing answers.
 fn paths_without_volume(known: &Known) -> Vec<Path> {
     let (state, since_unix_ms, reason) = known.state();
-    let Source::Iscsi(source) = &known.request.source;
+    let source = known.request.source.iscsi();
     let path = |portal: &berth_api::Portal| Path {
         portal: portal.clone(),
         state: match state {
@@ -105,7 +105,7 @@ fn paths_without_volume(known: &Known) -> Vec<Path> {
         service_time_us: 0,
         failures: 0,
     };
-    source.portals.iter().map(path).collect()
+    source.map_or_else(Vec::new, |source| source.portals.iter().map(path).collect())
 }
 
 fn session(path: &PathView, view: &SessionView) -> Session {

@@ -8,6 +8,7 @@ use berth_api::{Call, Code, Error, TargetName, VolumeName};
 
 use crate::config;
 use crate::fabric::{Fabric, FabricError, Op};
+use crate::volume::FabricAccess;
 
 /// The fabric of this node, with what the configuration says about calls.
 #[derive(Clone)]
@@ -34,6 +35,16 @@ impl Volumes {
             call_timeout: settings.call_timeout.0,
             delete_policy: settings.delete_policy,
         })
+    }
+
+    /// The fabric for attachments of this node.
+    #[must_use]
+    pub fn access(&self, initiator: &str) -> FabricAccess {
+        FabricAccess {
+            fabric: Arc::clone(&self.fabric),
+            initiator: initiator.to_owned(),
+            call_timeout: self.call_timeout,
+        }
     }
 
     /// One operation of this call.

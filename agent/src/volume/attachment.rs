@@ -28,6 +28,7 @@ use super::attempt::{Prepared, Terms, attempt, lost_before};
 use super::device::Served;
 use super::intent::{Intent, Intents};
 use super::left::Leftovers;
+use super::provision::FabricAccess;
 use super::serving::ChangeAnswer;
 use crate::block::lun::reservation::{Key, NodeId};
 use crate::nbd::kernel::KernelNbd;
@@ -107,6 +108,8 @@ pub(super) struct Context {
     pub(super) kernel: KernelNbd,
     /// The node's number in reservation keys.
     pub(super) node_id: NodeId,
+    /// The storage fabric, if one is configured.
+    pub(super) fabric: Option<FabricAccess>,
     /// For attachments that do not say how long I/O waits.
     pub(super) recovery_timeout: RecoveryTimeout,
     /// Called when the attachment is gone, before anybody is told so.
@@ -142,6 +145,7 @@ impl Attachment {
             waiting: Vec::new(),
             takeover: false,
             detaching: VecDeque::new(),
+            forced: false,
             trying_since: None,
             device: None,
         };
@@ -189,6 +193,8 @@ pub(super) struct Task {
     pub(super) takeover: bool,
     /// Who waits for the detach under way.
     pub(super) detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
+    /// One of them said that it has to be.
+    pub(super) forced: bool,
     /// Since when attempts are made to bring it up.
     pub(super) trying_since: Option<tokio::time::Instant>,
     /// The kernel device, while a volume serves it.
@@ -202,6 +208,14 @@ pub(super) enum Next {
     Failed(Error),
     Detach,
     Stop(oneshot::Sender<()>),
+}
+
+/// What came of asking the fabric.
+enum Located {
+    /// It is known where the volume is.
+    Known,
+    /// Something else was asked for meanwhile.
+    Next(Next),
 }
 
 impl Task {
@@ -328,6 +342,18 @@ impl Task {
         let takeover = std::mem::take(&mut self.takeover);
         let mut pause = RETRY_FIRST;
         loop {
+            let by = tokio::time::Instant::now() + self.intent.request.attach_timeout();
+            match self.locate(retry, by).await {
+                Ok(Located::Known) => {}
+                Ok(Located::Next(next)) => {
+                    self.takeover |= takeover;
+                    return next;
+                }
+                Err(error) => match self.after_failure(error, retry, &mut pause).await {
+                    Some(next) => return next,
+                    None => continue,
+                },
+            }
             let Prepared { spec, before } = match self.prepare(takeover).await {
                 Ok(prepared) => prepared,
                 Err(error) => return Next::Failed(error),
@@ -337,6 +363,7 @@ impl Task {
             let attempt = attempt(
                 Arc::clone(&self.context),
                 self.name.clone(),
+                by,
                 self.intent.request.attach_timeout(),
                 spec,
             );
@@ -370,21 +397,61 @@ impl Task {
                 },
                 Err(error) => error,
             };
-            if !retry || !error.is_retryable() {
-                return Next::Failed(error);
+            if let Some(next) = self.after_failure(error, retry, &mut pause).await {
+                return next;
             }
-            // Whoever waits learns of the failure; the task goes on trying.
-            self.answer_waiting(&Err(error.clone()));
-            let reason = Some(Reason::from(&error));
-            self.set_state(AttachmentState::Connecting, reason, None);
+        }
+    }
+
+    /// Asks the fabric where the volume is, if that is where it comes from, and does what is needed there.
+    async fn locate(&mut self, retry: bool, by: tokio::time::Instant) -> Result<Located, Error> {
+        let Some(search) = self.search(retry, by) else {
+            return Ok(Located::Known);
+        };
+        let reason = self.view.borrow().reason.clone().filter(|_| retry);
+        self.set_state(AttachmentState::Connecting, reason, None);
+        tokio::pin!(search);
+        let outcome = loop {
             tokio::select! {
                 biased;
-                call = self.calls.recv() => match self.on_call_while_connecting(call).await {
-                    Some(Next::Connect { .. }) => return Next::Connect { retry },
-                    Some(next) => return next,
-                    None => {}
-                },
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
+                outcome = &mut search => break outcome,
+                call = self.calls.recv() => {
+                    if let Some(next) = self.on_call_while_connecting(call).await {
+                        return Ok(Located::Next(match next {
+                            Next::Connect { .. } => Next::Connect { retry },
+                            next => next,
+                        }));
+                    }
+                }
+            }
+        };
+        self.take_in(outcome).await?;
+        Ok(Located::Known)
+    }
+
+    /// What follows an attempt that failed; `None`: another one.
+    async fn after_failure(
+        &mut self,
+        error: Error,
+        retry: bool,
+        pause: &mut Duration,
+    ) -> Option<Next> {
+        if !retry || !error.is_retryable() {
+            return Some(Next::Failed(error));
+        }
+        // Whoever waits learns of the failure; the task goes on trying.
+        self.answer_waiting(&Err(error.clone()));
+        let reason = Some(Reason::from(&error));
+        self.set_state(AttachmentState::Connecting, reason, None);
+        tokio::select! {
+            biased;
+            call = self.calls.recv() => match self.on_call_while_connecting(call).await {
+                Some(Next::Connect { .. }) => Some(Next::Connect { retry }),
+                next => next,
+            },
+            () = tokio::time::sleep(*pause) => {
+                *pause = (*pause * 2).min(RETRY_MAX);
+                None
             }
         }
     }
@@ -411,6 +478,7 @@ impl Task {
                     let _ = answer.send(Err(error));
                     return None;
                 }
+                self.forced |= force;
                 self.detaching.push_back(answer);
                 Some(Next::Detach)
             }
@@ -452,6 +520,7 @@ impl Task {
                         let _ = answer.send(Err(error));
                         continue;
                     }
+                    self.forced |= force;
                     self.detaching.push_back(answer);
                     return Next::Detach;
                 }
@@ -471,6 +540,12 @@ impl Task {
         self.answer_waiting(&Err(pending.clone()));
         if self.view.borrow().state != AttachmentState::Detaching {
             self.set_state(AttachmentState::Detaching, None, None);
+        }
+        if let Err(error) = self.leave_fabric().await {
+            for answer in self.detaching.drain(..) {
+                let _ = answer.send(Err(error.clone()));
+            }
+            return Some(Next::Failed(error));
         }
         let (intents, name) = (Arc::clone(&self.context.intents), self.name.clone());
         let (left, intent) = (Arc::clone(&self.context.left), self.intent.clone());

@@ -183,14 +183,15 @@ pub(super) fn lost_before(intent: &Intent) -> bool {
     fence.is_some_and(|fence| fence.standing == Standing::Lost)
 }
 
-/// The attempt itself, within the request's own time.
+/// The attempt itself, by the end of the request's own time.
 pub(super) async fn attempt(
     context: Arc<Context>,
     name: AttachmentName,
+    by: tokio::time::Instant,
     timeout: std::time::Duration,
     spec: VolumeSpec,
 ) -> Result<Arc<Volume>, Error> {
-    match tokio::time::timeout(timeout, Volume::attach(context.plane.place(), spec)).await {
+    match tokio::time::timeout_at(by, Volume::attach(context.plane.place(), spec)).await {
         Ok(Ok(volume)) => Ok(Arc::new(volume)),
         Ok(Err(error)) => Err(error.with_attachment(&name)),
         Err(_) => Err(failure::deadline(timeout).with_attachment(&name)),

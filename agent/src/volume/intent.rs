@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use berth_api::types::unix_ms_now;
 use berth_api::{
-    AttachmentName, Portal, Secret, TargetName,
+    AttachmentName, Portal, Secret, TargetName, VolumeName,
     types::{
-        AttachRequest, Auth, Chap, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
-        MutualChap, RecoveryTimeout, Source,
+        AttachRequest, Auth, Chap, DeviceWish, DigestPolicy, Digests, FabricSource, Fence,
+        IscsiSource, MutualChap, RecoveryTimeout, Source, VolumeRequest,
     },
 };
 use berth_iscsi::types::Isid;
@@ -163,6 +163,27 @@ enum StoredSource {
         lun: u16,
         chap: Option<StoredChap>,
     },
+    /// Not in files before version 4.
+    Fabric {
+        volume: VolumeName,
+        unit: Option<String>,
+        /// Without secrets; a type of the API, whose first version is for good.
+        create: Option<Box<VolumeRequest>>,
+        revoke_on_detach: bool,
+        /// The credentials are part of what was asked for, and not of the configuration.
+        auth_asked: bool,
+        chap: Option<StoredChap>,
+        found: Option<StoredUnit>,
+    },
+}
+
+/// Where the fabric said that a volume is.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredUnit {
+    portals: Vec<Portal>,
+    target: TargetName,
+    lun: u16,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -281,28 +302,12 @@ impl Intents {
         };
         let secrets = self.secrets.get::<StoredSecrets>(file_name)?;
         let isid = parse_isid(&stored.isid).ok_or_else(|| damaged("wrong isid".to_owned()))?;
-        let StoredSource::Iscsi {
-            portals,
-            target,
-            lun,
-            chap,
-        } = stored.source;
-        let auth = match (chap, secrets) {
-            (None, _) => None,
-            (Some(_), None) => return Err(damaged("its secrets are missing".to_owned())),
-            (Some(chap), Some(mut secrets)) => {
-                Some(restore_chap(chap, &mut secrets).map_err(damaged)?)
-            }
-        };
-        let stored_paths = stored.paths.unwrap_or_else(|| StoredPaths::first(&portals));
-        check_paths(&stored_paths, &portals).map_err(damaged)?;
+        let source = stored.source.restore(secrets).map_err(damaged)?;
+        let portals = source.iscsi().map_or(&[][..], |source| &source.portals);
+        let stored_paths = stored.paths.unwrap_or_else(|| StoredPaths::first(portals));
+        check_paths(&stored_paths, source.iscsi()).map_err(damaged)?;
         let request = AttachRequest {
-            source: Source::Iscsi(IscsiSource {
-                portals,
-                target,
-                lun,
-                auth,
-            }),
+            source,
             device: stored.device,
             read_only: stored.read_only,
             fence: stored.fence,
@@ -334,8 +339,8 @@ impl Intent {
     /// A new one: one path for each portal, nothing on the target yet.
     #[must_use]
     pub fn new(request: AttachRequest, isid: Isid) -> Self {
-        let Source::Iscsi(source) = &request.source;
-        let paths = StoredPaths::first(&source.portals);
+        let source = request.source.iscsi();
+        let paths = StoredPaths::first(source.map_or(&[], |source| &source.portals));
         Self {
             isid,
             paths: paths.known,
@@ -351,8 +356,8 @@ impl Intent {
     /// The portals that are wanted.
     #[must_use]
     pub fn portals(&self) -> &[Portal] {
-        let Source::Iscsi(source) = &self.request.source;
-        &source.portals
+        let source = self.request.source.iscsi();
+        source.map_or(&[], |source| &source.portals)
     }
 
     /// How long I/O waits; `default` where nobody said.
@@ -392,8 +397,9 @@ impl Intent {
                 retired: false,
             });
         }
-        let Source::Iscsi(source) = &mut self.request.source;
-        source.portals = wanted;
+        if let Some(source) = self.request.source.iscsi_mut() {
+            source.portals = wanted;
+        }
         Ok(())
     }
 }
@@ -425,13 +431,17 @@ impl StoredPaths {
     }
 }
 
-fn check_paths(paths: &StoredPaths, portals: &[Portal]) -> Result<(), String> {
+fn check_paths(paths: &StoredPaths, source: Option<&IscsiSource>) -> Result<(), String> {
     let numbers: std::collections::BTreeSet<u16> =
         paths.known.iter().map(|path| path.index).collect();
     if numbers.len() != paths.known.len() || numbers.last().is_some_and(|last| *last >= paths.next)
     {
         return Err("wrong path numbers".to_owned());
     }
+    let Some(source) = source else {
+        return Ok(()); // The fabric did not say yet where it is.
+    };
+    let portals = &source.portals;
     let usable = |portal: &Portal| {
         let mut known = paths.known.iter();
         known.any(|path| !path.retired && path.portal == *portal)
@@ -442,9 +452,19 @@ fn check_paths(paths: &StoredPaths, portals: &[Portal]) -> Result<(), String> {
     Ok(())
 }
 
+/// The credentials of a source: those of the unit, once it is known.
+fn auth_of(source: &Source) -> Option<&Auth> {
+    match source {
+        Source::Iscsi(source) => source.auth.as_ref(),
+        Source::Fabric(source) => match &source.found {
+            Some(found) => found.auth.as_ref(),
+            None => source.auth.as_ref(),
+        },
+    }
+}
+
 fn secrets_of(request: &AttachRequest) -> Option<StoredSecrets> {
-    let Source::Iscsi(source) = &request.source;
-    let Auth::Chap(chap) = source.auth.as_ref()?;
+    let Auth::Chap(chap) = auth_of(&request.source)?;
     Some(StoredSecrets {
         secret: chap.secret.expose().to_owned(),
         mutual_secret: chap
@@ -469,24 +489,94 @@ fn restore_chap(chap: StoredChap, secrets: &mut StoredSecrets) -> Result<Auth, S
         .map_err(|error| error.to_string())
 }
 
-impl From<&Intent> for StoredAttachment {
-    fn from(intent: &Intent) -> Self {
-        let request = &intent.request;
-        let Source::Iscsi(source) = &request.source;
-        let chap = source.auth.as_ref().map(|Auth::Chap(chap)| StoredChap {
+impl StoredSource {
+    fn restore(self, secrets: Option<StoredSecrets>) -> Result<Source, String> {
+        let auth_of = |chap: Option<StoredChap>| match (chap, secrets) {
+            (None, _) => Ok(None),
+            (Some(_), None) => Err("its secrets are missing".to_owned()),
+            (Some(chap), Some(mut secrets)) => restore_chap(chap, &mut secrets).map(Some),
+        };
+        match self {
+            Self::Iscsi {
+                portals,
+                target,
+                lun,
+                chap,
+            } => Ok(Source::Iscsi(IscsiSource {
+                portals,
+                target,
+                lun,
+                auth: auth_of(chap)?,
+            })),
+            Self::Fabric {
+                volume,
+                unit,
+                create,
+                revoke_on_detach,
+                auth_asked,
+                chap,
+                found,
+            } => {
+                let auth = auth_of(chap)?;
+                let found = found.map(|found| {
+                    Box::new(IscsiSource {
+                        portals: found.portals,
+                        target: found.target,
+                        lun: found.lun,
+                        auth: auth.clone(),
+                    })
+                });
+                Ok(Source::Fabric(FabricSource {
+                    volume,
+                    unit,
+                    create,
+                    auth: auth.filter(|_| auth_asked),
+                    revoke_on_detach,
+                    found,
+                }))
+            }
+        }
+    }
+}
+
+impl From<&Source> for StoredSource {
+    fn from(source: &Source) -> Self {
+        let chap = auth_of(source).map(|Auth::Chap(chap)| StoredChap {
             user: chap.user.clone(),
             mutual: chap.mutual.as_ref().map(|mutual| StoredMutual {
                 user: mutual.user.clone(),
             }),
             allow_short_secret: chap.allow_short_secret,
         });
-        Self {
-            source: StoredSource::Iscsi {
+        match source {
+            Source::Iscsi(source) => Self::Iscsi {
                 portals: source.portals.clone(),
                 target: source.target.clone(),
                 lun: source.lun,
                 chap,
             },
+            Source::Fabric(source) => Self::Fabric {
+                volume: source.volume.clone(),
+                unit: source.unit.clone(),
+                create: source.create.clone(),
+                revoke_on_detach: source.revoke_on_detach,
+                auth_asked: source.auth.is_some(),
+                chap,
+                found: source.found.as_ref().map(|found| StoredUnit {
+                    portals: found.portals.clone(),
+                    target: found.target.clone(),
+                    lun: found.lun,
+                }),
+            },
+        }
+    }
+}
+
+impl From<&Intent> for StoredAttachment {
+    fn from(intent: &Intent) -> Self {
+        let request = &intent.request;
+        Self {
+            source: StoredSource::from(&request.source),
             device: request.device,
             read_only: request.read_only,
             fence: request.fence,

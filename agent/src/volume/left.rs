@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use berth_api::TargetName;
-use berth_api::types::{AttachRequest, Source};
+use berth_api::types::{AttachRequest, IscsiSource};
 use berth_iscsi::types::Isid;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +36,7 @@ impl Left {
         if intent.clean {
             return None;
         }
-        let Source::Iscsi(source) = &intent.request.source;
+        let source = intent.request.source.iscsi()?;
         Some(Self {
             target: source.target.clone(),
             lun: source.lun,
@@ -48,8 +48,8 @@ impl Left {
 
     /// Whether a request is for the same LUN.
     fn is_of(&self, request: &AttachRequest) -> bool {
-        let Source::Iscsi(source) = &request.source;
-        self.target == source.target && self.lun == source.lun
+        let same = |source: &IscsiSource| self.target == source.target && self.lun == source.lun;
+        request.source.iscsi().is_some_and(same)
     }
 
     /// Whether these are the sessions of an attachment with this ISID.

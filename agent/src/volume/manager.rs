@@ -14,6 +14,7 @@ use berth_iscsi::types::Isid;
 use super::attachment::{Attachment, Context, MakeSpec, Origin, View};
 use super::intent::{Intent, Intents};
 use super::left::Leftovers;
+use super::provision::FabricAccess;
 use super::store::StoreError;
 use crate::block::Geometry;
 use crate::block::lun::reservation::{Key, NodeId};
@@ -41,6 +42,8 @@ pub struct ManagerOptions {
     pub kernel: KernelNbd,
     /// The node's number in reservation keys.
     pub node_id: NodeId,
+    /// The storage fabric, if one is configured.
+    pub fabric: Option<FabricAccess>,
     /// For attachments that do not say how long I/O waits.
     pub recovery_timeout: RecoveryTimeout,
     /// Most attachments at a time.
@@ -121,6 +124,7 @@ impl Manager {
                 spec: options.spec,
                 kernel: options.kernel,
                 node_id: options.node_id,
+                fabric: options.fabric,
                 recovery_timeout: options.recovery_timeout,
                 forget: Box::new(move |name| {
                     if let Some(manager) = manager.upgrade() {
@@ -360,17 +364,29 @@ fn same_unit(
     attachments: &BTreeMap<AttachmentName, Attachment>,
     request: &AttachRequest,
 ) -> Option<AttachmentName> {
-    let Source::Iscsi(wanted) = &request.source;
     let same = |attachment: &Attachment| {
         let view = attachment.view.borrow();
-        let Source::Iscsi(source) = &view.request.source;
         let fenced = [request.fence, view.request.fence].contains(&Fence::Reservation);
-        fenced && source.target == wanted.target && source.lun == wanted.lun
+        fenced && is_same_unit(&view.request.source, &request.source)
     };
     let mut found = attachments
         .iter()
         .filter(|(_, attachment)| same(attachment));
     found.next().map(|(name, _)| name.clone())
+}
+
+/// Whether two sources are known to be the same unit.
+fn is_same_unit(a: &Source, b: &Source) -> bool {
+    if let (Source::Fabric(a), Source::Fabric(b)) = (a, b)
+        && a.volume == b.volume
+        && a.unit == b.unit
+    {
+        return true;
+    }
+    match (a.iscsi(), b.iscsi()) {
+        (Some(a), Some(b)) => a.target == b.target && a.lun == b.lun,
+        _ => false,
+    }
 }
 
 /// A new ISID of the random type; kept with the intent, so that a later login finds the old session.
@@ -420,6 +436,8 @@ impl Exports for Manager {
 }
 
 fn describe(known: &Known) -> String {
-    let Source::Iscsi(source) = &known.request.source;
-    format!("{} LUN {}", source.target, source.lun)
+    match known.request.source.iscsi() {
+        Some(source) => format!("{} LUN {}", source.target, source.lun),
+        None => "a volume of the fabric".to_owned(),
+    }
 }

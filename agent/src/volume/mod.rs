@@ -10,8 +10,10 @@ pub(crate) mod failure;
 pub mod intent;
 pub mod left;
 mod manager;
+mod provision;
 mod serving;
 pub mod store;
 
 pub use attempt::Terms;
 pub use manager::{Known, Manager, ManagerOptions};
+pub use provision::FabricAccess;

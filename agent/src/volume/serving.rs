@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_api::types::{
-    AttachmentPatch, AttachmentState, EventKind, NewEvent, PathState, Reason, SourcePatch,
+    AttachmentPatch, AttachmentState, EventKind, NewEvent, PathState, Reason, Source, SourcePatch,
 };
 use berth_api::{AttachmentName, Code, Error, Portal};
 use tokio::sync::oneshot;
@@ -107,6 +107,7 @@ impl Task {
                     let _ = answer.send(Err(error));
                     return None;
                 }
+                self.forced |= force;
                 self.detaching.push_back(answer);
                 let state = AttachmentState::Detaching;
                 self.set_state(state, None, Some(Arc::clone(volume)));
@@ -222,6 +223,12 @@ impl Task {
 
     /// Makes a change durable; gives what was before.
     pub(super) async fn change_intent(&mut self, patch: &AttachmentPatch) -> Result<Intent, Error> {
+        if patch.source.is_some() && matches!(self.intent.request.source, Source::Fabric(_)) {
+            let detail =
+                "the fabric says where the portals of its volumes are; attach again to ask it anew";
+            let error = Error::new(Code::InvalidArgument, detail).with_field("source.iscsi");
+            return Err(error.with_attachment(&self.name));
+        }
         let before = self.intent.clone();
         if let Some(timeout) = patch.recovery_timeout_seconds {
             self.intent.request.recovery_timeout_seconds = timeout;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Version of the files that are written. Version 1 had no paths and no fence, version 2 no kernel device; both
-/// are read. A file of any other version is refused, never guessed at.
-const VERSION: u32 = 3;
+/// Version of the files that are written. Version 1 had no paths and no fence, version 2 no kernel device, version 3 no
+/// volumes of a fabric; all are read. A file of any other version is refused, never guessed at.
+const VERSION: u32 = 4;
 const OLDEST: u32 = 1;
 
 /// Why the state directory cannot be used.

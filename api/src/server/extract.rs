@@ -252,7 +252,7 @@ mod tests {
             ),
             (
                 r#"{"source":{"fabric":{}}}"#,
-                "unknown variant `fabric`, expected `iscsi`",
+                "source.fabric: missing field `volume`",
             ),
             (
                 &iscsi(r#""lun":"1""#),

@@ -117,6 +117,6 @@ mod tests {
                 name.as_str()
             })
             .collect();
-        assert_eq!(with_secret, ["Chap", "MutualChap"]);
+        assert_eq!(with_secret, ["Chap", "FabricChap", "MutualChap"]);
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::name::TargetName;
+use super::volume::VolumeRequest;
+use crate::name::{TargetName, VolumeName};
 use crate::portal::Portal;
 use crate::secret::{self, Secret};
 
@@ -84,21 +85,34 @@ impl AttachRequest {
                 fields.push(field);
             }
         };
-        let Source::Iscsi(a) = &self.source;
-        let Source::Iscsi(b) = &other.source;
-        let sorted = |portals: &[Portal]| {
-            let mut portals = portals.to_vec();
-            portals.sort();
-            portals.dedup();
-            portals
-        };
-        compare(
-            sorted(&a.portals) == sorted(&b.portals),
-            "source.iscsi.portals",
-        );
-        compare(a.target == b.target, "source.iscsi.target");
-        compare(a.lun == b.lun, "source.iscsi.lun");
-        compare(a.auth == b.auth, "source.iscsi.auth");
+        match (&self.source, &other.source) {
+            (Source::Iscsi(a), Source::Iscsi(b)) => {
+                let sorted = |portals: &[Portal]| {
+                    let mut portals = portals.to_vec();
+                    portals.sort();
+                    portals.dedup();
+                    portals
+                };
+                compare(
+                    sorted(&a.portals) == sorted(&b.portals),
+                    "source.iscsi.portals",
+                );
+                compare(a.target == b.target, "source.iscsi.target");
+                compare(a.lun == b.lun, "source.iscsi.lun");
+                compare(a.auth == b.auth, "source.iscsi.auth");
+            }
+            (Source::Fabric(a), Source::Fabric(b)) => {
+                compare(a.volume == b.volume, "source.fabric.volume");
+                compare(a.unit == b.unit, "source.fabric.unit");
+                compare(a.create == b.create, "source.fabric.create");
+                compare(a.auth == b.auth, "source.fabric.auth");
+                compare(
+                    a.revoke_on_detach == b.revoke_on_detach,
+                    "source.fabric.revoke_on_detach",
+                );
+            }
+            _ => compare(false, "source"),
+        }
         compare(self.device == other.device, "device");
         compare(self.read_only == other.read_only, "read_only");
         compare(self.fence == other.fence, "fence");
@@ -128,6 +142,88 @@ fn attach_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::
 pub enum Source {
     /// A logical unit of an iSCSI target.
     Iscsi(IscsiSource),
+    /// A volume of the storage fabric.
+    Fabric(FabricSource),
+}
+
+impl Source {
+    /// The logical unit, as far as it is known: that of a volume of the fabric is once the fabric told.
+    #[must_use]
+    pub fn iscsi(&self) -> Option<&IscsiSource> {
+        match self {
+            Self::Iscsi(source) => Some(source),
+            Self::Fabric(source) => source.found.as_deref(),
+        }
+    }
+
+    /// The same, to be changed.
+    #[must_use]
+    pub fn iscsi_mut(&mut self) -> Option<&mut IscsiSource> {
+        match self {
+            Self::Iscsi(source) => Some(source),
+            Self::Fabric(source) => source.found.as_deref_mut(),
+        }
+    }
+}
+
+/// A volume of the storage fabric that the daemon is configured with. It is made if need be, this node is admitted to it,
+/// and its portals are asked for; each step can be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FabricSource {
+    /// Its name.
+    #[schema(value_type = String, min_length = 3, max_length = 64)]
+    pub volume: VolumeName,
+    /// Which of its units, as `storage-1/volume-1`; needed only when it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Make it like this if it does not exist; nothing: it has to exist. Without `chap`, which `auth` says.
+    #[serde(
+        default,
+        deserialize_with = "creation",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub create: Option<Box<VolumeRequest>>,
+    /// How to prove who we are, when the volume asks for it; one that is made asks for it from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// When it is detached, this node is not admitted to it any more.
+    #[serde(default)]
+    pub revoke_on_detach: bool,
+    /// Where the fabric said last that it is; kept by the daemon, and no part of a request.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub found: Option<Box<IscsiSource>>,
+}
+
+impl FabricSource {
+    /// A volume that has to exist.
+    #[must_use]
+    pub fn new(volume: VolumeName) -> Self {
+        Self {
+            volume,
+            unit: None,
+            create: None,
+            auth: None,
+            revoke_on_detach: false,
+            found: None,
+        }
+    }
+}
+
+fn creation<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<VolumeRequest>>, D::Error> {
+    let request = Option::<Box<VolumeRequest>>::deserialize(deserializer)?;
+    if request
+        .as_ref()
+        .is_some_and(|request| request.chap.is_some())
+    {
+        return Err(serde::de::Error::custom(
+            "chap has no place here: source.fabric.auth is what the volume asks for, too",
+        ));
+    }
+    Ok(request)
 }
 
 /// A logical unit of an iSCSI target.

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::attach::{DeviceWish, Digests, Fence, RecoveryTimeout};
 use crate::error::{Code, Error};
-use crate::name::{AttachmentName, TargetName};
+use crate::name::{AttachmentName, TargetName, VolumeName};
 use crate::portal::Portal;
 
 /// An attachment as it is now. Holds no secrets.
@@ -158,6 +158,34 @@ pub struct Identity {
 pub enum SourceSummary {
     /// A logical unit of an iSCSI target.
     Iscsi(IscsiSummary),
+    /// A volume of the storage fabric.
+    Fabric(FabricSummary),
+}
+
+impl SourceSummary {
+    /// The logical unit, as far as it is known.
+    #[must_use]
+    pub fn iscsi(&self) -> Option<&IscsiSummary> {
+        match self {
+            Self::Iscsi(source) => Some(source),
+            Self::Fabric(source) => source.found.as_ref(),
+        }
+    }
+}
+
+/// A volume of the storage fabric, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FabricSummary {
+    /// As asked for.
+    #[schema(value_type = String)]
+    pub volume: VolumeName,
+    /// As asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// As asked for.
+    pub revoke_on_detach: bool,
+    /// Where the fabric said last that it is; null before.
+    pub found: Option<IscsiSummary>,
 }
 
 /// An iSCSI source, without secrets.
@@ -194,8 +222,21 @@ pub struct ChapSummary {
 
 impl From<&super::Source> for SourceSummary {
     fn from(source: &super::Source) -> Self {
-        let super::Source::Iscsi(source) = source;
-        Self::Iscsi(IscsiSummary {
+        match source {
+            super::Source::Iscsi(source) => Self::Iscsi(source.into()),
+            super::Source::Fabric(source) => Self::Fabric(FabricSummary {
+                volume: source.volume.clone(),
+                unit: source.unit.clone(),
+                revoke_on_detach: source.revoke_on_detach,
+                found: source.found.as_deref().map(IscsiSummary::from),
+            }),
+        }
+    }
+}
+
+impl From<&super::IscsiSource> for IscsiSummary {
+    fn from(source: &super::IscsiSource) -> Self {
+        Self {
             portals: source.portals.clone(),
             target: source.target.clone(),
             lun: source.lun,
@@ -205,7 +246,7 @@ impl From<&super::Source> for SourceSummary {
                     mutual: chap.mutual.is_some(),
                 })
             }),
-        })
+        }
     }
 }
 

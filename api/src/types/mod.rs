@@ -14,13 +14,13 @@ mod patch;
 mod volume;
 
 pub use attach::{
-    AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
-    MutualChap, RecoveryTimeout, Source,
+    AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, FabricSource, Fence,
+    IscsiSource, MutualChap, RecoveryTimeout, Source,
 };
 pub use attachment::{
     Attachment, AttachmentList, AttachmentState, AuthSummary, ChapSummary, Connection, Counters,
-    Identity, IscsiSummary, OpCounters, Path, PathState, Reason, RecoveryCounters, Session,
-    SourceSummary,
+    FabricSummary, Identity, IscsiSummary, OpCounters, Path, PathState, Reason, RecoveryCounters,
+    Session, SourceSummary,
 };
 pub use discovery::{DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest};
 pub use event::{Event, EventKind, NewEvent};

@@ -185,8 +185,9 @@ impl NodeService for Fake {
             attachment.recovery_timeout_seconds = timeout.unwrap_or_default();
         }
         if let Some(portals) = patch.portals() {
-            let SourceSummary::Iscsi(source) = &mut attachment.source;
-            source.portals = portals.to_vec();
+            if let SourceSummary::Iscsi(source) = &mut attachment.source {
+                source.portals = portals.to_vec();
+            }
         }
         Ok(attachment.clone())
     }

@@ -232,7 +232,7 @@ impl From<PlacementArgument> for PlacementMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(in crate::cli) fn size(text: &str) -> Result<u64, String> {
     Size::parse(text)
         .map(|size| size.0)
         .filter(|size| *size > 0)

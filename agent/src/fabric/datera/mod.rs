@@ -14,7 +14,7 @@ mod make;
 mod session;
 mod snapshots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 mod wire;
 
@@ -78,9 +78,11 @@ impl Datera {
 
     async fn find(&self, op: &Op, name: &VolumeName) -> Result<Volume, FabricError> {
         let instance = self.instance(op, name).await?;
-        view::volume(&instance).ok_or_else(|| FabricError::Malformed {
-            what: format!("app_instances/{name}"),
-            detail: "its name is no name of a volume".to_owned(),
+        view::volume(&instance, self.rest.settings.iscsi_port).ok_or_else(|| {
+            FabricError::Malformed {
+                what: format!("app_instances/{name}"),
+                detail: "its name is no name of a volume".to_owned(),
+            }
         })
     }
 
@@ -146,7 +148,10 @@ impl Datera {
 
     async fn all(&self, op: &Op) -> Result<Vec<Volume>, FabricError> {
         let instances: Vec<wire::Instance> = self.list(op, "/app_instances").await?;
-        let mut volumes: Vec<Volume> = instances.iter().filter_map(view::volume).collect();
+        let mut volumes: Vec<Volume> = instances
+            .iter()
+            .filter_map(|instance| view::volume(instance, self.rest.settings.iscsi_port))
+            .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         // One that is made or deleted between two pages moves the others.
         volumes.dedup_by(|a, b| a.name == b.name);

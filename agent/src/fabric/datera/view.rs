@@ -5,12 +5,13 @@ use berth_api::{Portal, TargetName};
 
 use super::wire;
 
-/// Port of every iSCSI portal of a fabric.
-const ISCSI_PORT: u16 = 3260;
-
-/// A volume; `None` when its name is none of ours (another API made it).
-pub(super) fn volume(instance: &wire::Instance) -> Option<Volume> {
-    let units: Vec<VolumeUnit> = instance.storage_instances.iter().flat_map(units).collect();
+/// A volume whose portals listen on `port`; `None` when its name is none of ours (another API made it).
+pub(super) fn volume(instance: &wire::Instance, port: u16) -> Option<Volume> {
+    let units: Vec<VolumeUnit> = instance
+        .storage_instances
+        .iter()
+        .flat_map(|storage| units(storage, port))
+        .collect();
     Some(Volume {
         name: instance.name.parse().ok()?,
         id: instance.id.clone(),
@@ -61,14 +62,14 @@ fn state(instance: &wire::Instance) -> VolumeState {
 }
 
 /// The units of a target: the n-th volume is LUN n.
-fn units(storage: &wire::Storage) -> Vec<VolumeUnit> {
+fn units(storage: &wire::Storage, port: u16) -> Vec<VolumeUnit> {
     let target = storage
         .access
         .iqn
         .as_deref()
         .and_then(|iqn| iqn.parse::<TargetName>().ok());
     let portals: Vec<Portal> = (storage.access.ips.iter())
-        .filter_map(|ip| Portal::new(ip, ISCSI_PORT).ok())
+        .filter_map(|ip| Portal::new(ip, port).ok())
         .collect();
     let access: Vec<String> = admitted(&storage.acl_policy);
     let sessions: Vec<String> = sessions(storage);
@@ -194,7 +195,7 @@ mod tests {
     }
 
     fn seen(value: Value) -> Volume {
-        volume(&serde_json::from_value(value).unwrap()).unwrap()
+        volume(&serde_json::from_value(value).unwrap(), 3260).unwrap()
     }
 
     #[test]
@@ -289,6 +290,6 @@ mod tests {
     fn names_of_others_are_left_out() {
         let mut strange = instance();
         strange["name"] = json!("a b/c");
-        assert!(volume(&serde_json::from_value(strange).unwrap()).is_none());
+        assert!(volume(&serde_json::from_value(strange).unwrap(), 3260).is_none());
     }
 }

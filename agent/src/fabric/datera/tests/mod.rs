@@ -1,7 +1,7 @@
 //! The client against a scripted fabric.
 
 mod operations;
-mod stub;
+pub(crate) mod stub;
 mod trouble;
 
 use std::time::Duration;

@@ -15,7 +15,7 @@ use crate::config;
 
 /// What goes wrong with the next request that it is about.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It is done, and the answer is cut off.
     Lost,
     /// It is not done.
@@ -24,34 +24,40 @@ pub(super) enum Fault {
     Garbage,
     /// Half of a JSON answer.
     Half,
-    /// No answer for so long.
+    /// No answer for so long; it is done only if somebody still waits then.
     Slow(Duration),
+    /// It is done, and never answered.
+    Silent,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Model {
-    pub(super) instances: Vec<Value>,
-    pub(super) initiators: Vec<String>,
-    pub(super) templates: Vec<Value>,
+pub(crate) struct Model {
+    pub(crate) instances: Vec<Value>,
+    pub(crate) initiators: Vec<String>,
+    pub(crate) templates: Vec<Value>,
     /// Requests, as `PUT /v2.2/login`, with their bodies.
-    pub(super) log: Vec<(String, Value)>,
+    pub(crate) log: Vec<(String, Value)>,
     /// `(start of "METHOD path", fault)`; each is met once.
-    pub(super) faults: VecDeque<(String, Fault)>,
+    pub(crate) faults: VecDeque<(String, Fault)>,
     /// The key that is good now.
-    pub(super) key: u32,
-    pub(super) sw_version: String,
-    pub(super) versions: Vec<&'static str>,
-    pub(super) password: String,
+    pub(crate) key: u32,
+    pub(crate) sw_version: String,
+    pub(crate) versions: Vec<&'static str>,
+    pub(crate) password: String,
     /// Times that a new storage instance is looked at before it is available.
-    pub(super) slow_to_come: u32,
+    pub(crate) slow_to_come: u32,
+    /// Target and address of every volume; nothing: made up.
+    pub(crate) place: Option<(String, String)>,
     /// Entries of one page, at most.
-    pub(super) page_max: usize,
+    pub(crate) page_max: usize,
 }
 
 /// The stub: served until it is dropped.
-pub(super) struct Stub {
-    pub(super) model: Arc<Mutex<Model>>,
-    pub(super) url: String,
+pub(crate) struct Stub {
+    pub(crate) model: Arc<Mutex<Model>>,
+    pub(crate) url: String,
+    /// Told when a fault is met.
+    pub(crate) met: Arc<tokio::sync::Notify>,
     server: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -63,7 +69,7 @@ impl Drop for Stub {
 }
 
 impl Stub {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let model = Arc::new(Mutex::new(Model {
             key: 1,
             sw_version: "3.3.0.0".into(),
@@ -72,9 +78,10 @@ impl Stub {
             page_max: 100,
             ..Model::default()
         }));
+        let met = Arc::new(tokio::sync::Notify::new());
         let app = axum::Router::new()
             .fallback(answer)
-            .with_state(Arc::clone(&model));
+            .with_state((Arc::clone(&model), Arc::clone(&met)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
@@ -83,13 +90,14 @@ impl Stub {
         Self {
             model,
             url,
+            met,
             server,
             dir,
         }
     }
 
     /// A configuration that is quick.
-    pub(super) fn settings(&self) -> config::Fabric {
+    pub(crate) fn settings(&self) -> config::Fabric {
         let ms = |ms| config::Span(Duration::from_millis(ms));
         config::Fabric {
             url: Some(self.url.clone()),
@@ -107,20 +115,20 @@ impl Stub {
         }
     }
 
-    pub(super) fn set_password(&self, password: &str) {
+    pub(crate) fn set_password(&self, password: &str) {
         std::fs::write(self.dir.path().join("password"), password).unwrap();
     }
 
-    pub(super) fn fault(&self, at: &str, fault: Fault) {
+    pub(crate) fn fault(&self, at: &str, fault: Fault) {
         self.model().faults.push_back((at.to_owned(), fault));
     }
 
-    pub(super) fn model(&self) -> std::sync::MutexGuard<'_, Model> {
+    pub(crate) fn model(&self) -> std::sync::MutexGuard<'_, Model> {
         self.model.lock().unwrap()
     }
 
     /// Requests that begin so.
-    pub(super) fn count(&self, start: &str) -> usize {
+    pub(crate) fn count(&self, start: &str) -> usize {
         self.model()
             .log
             .iter()
@@ -130,7 +138,7 @@ impl Stub {
 }
 
 async fn answer(
-    State(model): State<Arc<Mutex<Model>>>,
+    State((model, met)): State<(Arc<Mutex<Model>>, Arc<tokio::sync::Notify>)>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -148,6 +156,9 @@ async fn answer(
         at.and_then(|at| model.faults.remove(at))
             .map(|(_, fault)| fault)
     };
+    if fault.is_some() {
+        met.notify_one();
+    }
     match &fault {
         Some(Fault::Status(status, body)) => {
             return (
@@ -165,6 +176,9 @@ async fn answer(
         .unwrap()
         .handle(&what, uri.query(), &headers, &body);
     let text = value.to_string();
+    if fault == Some(Fault::Silent) {
+        std::future::pending::<()>().await;
+    }
     match fault {
         Some(Fault::Half) => text[..text.len() / 2].to_owned().into_response(),
         Some(Fault::Lost) => {
@@ -184,7 +198,7 @@ fn cut() -> tokio_stream::Once<Result<Bytes, std::io::Error>> {
 
 type Reply = (StatusCode, Value);
 
-pub(super) fn refusal(status: u16, name: &str, code: i64, message: &str) -> Reply {
+pub(crate) fn refusal(status: u16, name: &str, code: i64, message: &str) -> Reply {
     let value =
         json!({ "name": name, "code": code, "http": status, "message": message, "errors": [] });
     (StatusCode::from_u16(status).unwrap(), value)
@@ -328,11 +342,18 @@ impl Model {
         let auth = body["storage_instances"][0]["auth"]["type"]
             .as_str()
             .unwrap_or("none");
+        let (iqn, ips) = match &self.place {
+            Some((iqn, ip)) => (iqn.clone(), vec![ip.clone()]),
+            None => (
+                format!("iqn.2013-05.com.daterainc:tc:01:sn:{number:016x}"),
+                vec!["127.0.0.1".to_owned(), "127.0.0.2".to_owned()],
+            ),
+        };
         let storage = json!({
             "name": "storage-1", "op_state": if self.slow_to_come > 0 { "unavailable" } else { "available" },
             "admin_state": "online", "volumes": [volume], "access_control_mode": "deny_all",
             "acl_policy": { "path": "acl", "initiators": [], "initiator_groups": [] },
-            "access": { "ips": ["127.0.0.1", "127.0.0.2"], "iqn": format!("iqn.2013-05.com.daterainc:tc:01:sn:{number:016x}") },
+            "access": { "ips": ips, "iqn": iqn },
             "auth": { "type": auth }, "active_initiators": [],
         });
         let template = body["app_template"]["path"].as_str().unwrap_or_default();

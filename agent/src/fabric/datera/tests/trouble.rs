@@ -76,7 +76,7 @@ async fn every_request_may_be_lost_once() {
         // The first so many of this kind go well.
         let before = requests[..at]
             .iter()
-            .filter(|what| **what == requests[at])
+            .filter(|what| what.starts_with(requests[at].as_str()))
             .count();
         for _ in 0..before {
             stub.fault(&requests[at], Fault::Slow(Duration::ZERO));

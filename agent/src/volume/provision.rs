@@ -1,0 +1,278 @@
+//! An attachment whose volume is on the storage fabric: made if need be, this node admitted, its place asked for.
+//!
+//! The intent is there before anything is asked of the fabric, and every step finds what an earlier life has done. What the
+//! fabric said is kept, so that a restart needs no fabric; who was shut out meanwhile stays shut out until somebody
+//! asks for an attach anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::types::{
+    Auth, FabricChap, FabricSource, IscsiSource, Source, Volume, VolumeRequest, VolumeState,
+    VolumeUnit,
+};
+use berth_api::{AttachmentName, Code, Error};
+use tokio::time::Instant;
+
+use super::attachment::{Context, Task, blocking};
+use crate::fabric::{Fabric, Op};
+
+/// Pause between looks at a volume that the fabric is not done with.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The fabric, and who asks it.
+#[derive(Clone)]
+pub struct FabricAccess {
+    /// The fabric.
+    pub fabric: Arc<dyn Fabric>,
+    /// iSCSI name of this node.
+    pub initiator: String,
+    /// How long a call may take that nobody else limits.
+    pub call_timeout: Duration,
+}
+
+impl Task {
+    /// The search for the volume, if one is needed: it is not known where it is, or somebody asks for the attach.
+    pub(super) fn search(
+        &self,
+        retry: bool,
+        by: Instant,
+    ) -> Option<impl Future<Output = Result<IscsiSource, Error>> + Send + use<>> {
+        let Source::Fabric(source) = &self.intent.request.source else {
+            return None;
+        };
+        if retry && source.found.is_some() {
+            return None;
+        }
+        let by = match source.found {
+            // The fabric may be down and the volume there: some time is for the attempt itself.
+            Some(_) => Instant::now() + by.saturating_duration_since(Instant::now()) / 2,
+            None => by,
+        };
+        let (context, name, source) =
+            (Arc::clone(&self.context), self.name.clone(), source.clone());
+        Some(async move {
+            find(&context, &name, &source, by)
+                .await
+                .map_err(|error| error.with_attachment(&name))
+        })
+    }
+
+    /// Takes in and keeps what the fabric said.
+    pub(super) async fn take_in(
+        &mut self,
+        outcome: Result<IscsiSource, Error>,
+    ) -> Result<(), Error> {
+        let Source::Fabric(source) = &mut self.intent.request.source else {
+            return Ok(());
+        };
+        let mut found = match outcome {
+            Ok(found) => found,
+            Err(error) if source.found.is_some() && is_away(&error) => {
+                tracing::warn!(volume = %self.name, %error, "the fabric cannot be asked; what it said last is used");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(known) = &source.found {
+            if (&known.target, known.lun) != (&found.target, found.lun) {
+                let detail = format!(
+                    "volume {} was {} LUN {}, now it is {} LUN {}: another volume under the same name; detach it, \
+                     and attach it again if that is meant",
+                    source.volume, known.target, known.lun, found.target, found.lun
+                );
+                return Err(Error::new(Code::IdentityMismatch, detail).with_attachment(&self.name));
+            }
+            let portals = std::mem::replace(&mut found.portals, known.portals.clone());
+            source.found = Some(Box::new(found));
+            self.set_portals(&portals)?;
+        } else {
+            source.found = Some(Box::new(found));
+            self.first_paths()?;
+        }
+        let kept = self.keep_intent().await;
+        let (left, isid, is_kept) = (
+            Arc::clone(&self.context.left),
+            self.intent.isid,
+            kept.is_ok(),
+        );
+        if let Err(error) = blocking(move || left.settle(isid, is_kept)).await {
+            tracing::warn!(volume = %self.name, %error, "what was left is still on disk");
+        }
+        kept?;
+        self.show_request();
+        Ok(())
+    }
+
+    /// The paths of a volume whose place was not known before: where the last attachment of the LUN left sessions, it
+    /// goes on there.
+    fn first_paths(&mut self) -> Result<(), Error> {
+        let used_up = |error: super::intent::PathsUsedUp| {
+            Error::new(Code::Exhausted, error.to_string()).with_retryable(false)
+        };
+        let request = self.intent.request.clone();
+        if let Some(resumed) = self.context.left.resume(&request).map_err(used_up)? {
+            tracing::info!(
+                volume = %self.name, isid = %resumed.isid,
+                "the last detach left sessions on the target: they are ended first"
+            );
+            self.intent = resumed;
+            return Ok(());
+        }
+        let portals = self.intent.portals().to_vec();
+        self.set_portals(&portals)
+    }
+
+    fn set_portals(&mut self, portals: &[berth_api::Portal]) -> Result<(), Error> {
+        self.intent.set_portals(portals).map_err(|used_up| {
+            let error = Error::new(Code::Exhausted, used_up.to_string());
+            error.with_retryable(false).with_attachment(&self.name)
+        })
+    }
+
+    /// Has this node not admitted any more, if that was asked for. By force a fabric that cannot be asked is left as it is.
+    pub(super) async fn leave_fabric(&self) -> Result<(), Error> {
+        let Source::Fabric(source) = &self.intent.request.source else {
+            return Ok(());
+        };
+        if !source.revoke_on_detach {
+            return Ok(());
+        }
+        let revoked = match &self.context.fabric {
+            None => Err(no_fabric()),
+            Some(access) => {
+                let op = Op::within(format!("detach-{}", self.name), access.call_timeout);
+                let revoke = access.fabric.revoke(&op, &source.volume, &access.initiator);
+                revoke.await.map_err(Error::from)
+            }
+        };
+        match revoked {
+            Err(error) if self.forced => {
+                tracing::warn!(
+                    volume = %self.name, %error,
+                    "this node stays admitted to the volume: the fabric could not be told, and the detach is by force"
+                );
+                Ok(())
+            }
+            result => result.map_err(|error| error.with_attachment(&self.name)),
+        }
+    }
+}
+
+fn no_fabric() -> Error {
+    let detail = "no storage fabric is configured; see [fabric] in berth.toml";
+    Error::new(Code::NotImplemented, detail).with_field("source.fabric")
+}
+
+/// Whether this says that the fabric is away, and nothing about the volume.
+fn is_away(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::FabricUnavailable | Code::Deadline | Code::NotImplemented
+    )
+}
+
+/// Makes the volume if need be and that is asked for, has this node admitted, and asks where it is.
+async fn find(
+    context: &Context,
+    name: &AttachmentName,
+    source: &FabricSource,
+    by: Instant,
+) -> Result<IscsiSource, Error> {
+    let access = context.fabric.as_ref().ok_or_else(no_fabric)?;
+    let op = Op {
+        request_id: format!("attach-{name}"),
+        deadline: by,
+    };
+    let (fabric, volume) = (&access.fabric, &source.volume);
+    if let Some(create) = &source.create {
+        let request = VolumeRequest {
+            chap: chap_of(source.auth.as_ref())?,
+            ..create.as_ref().clone()
+        };
+        let (_, created) = fabric.create(&op, volume, &request).await?;
+        if created {
+            tracing::info!(volume = %name, fabric_volume = %volume, "volume made on the fabric");
+        }
+    }
+    let mut found = fabric.grant(&op, volume, &access.initiator).await?;
+    while found.state == VolumeState::Preparing {
+        if LOOK_INTERVAL >= op.left() {
+            let detail = format!("volume {volume} is not available yet on the fabric");
+            return Err(Error::new(Code::Deadline, detail));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        found = fabric.volume(&op, volume).await?;
+    }
+    if found.state != VolumeState::Available {
+        let detail = format!("volume {volume} is {} on the fabric", found.state.as_str());
+        return Err(Error::new(Code::FabricUnavailable, detail));
+    }
+    let unit = unit_of(&found, source)?;
+    let auth = match &source.auth {
+        Some(auth) => Some(auth.clone()),
+        None => fabric.credentials(volume).map(Auth::Chap),
+    };
+    if unit.chap && auth.is_none() {
+        let detail =
+            format!("volume {volume} asks for CHAP credentials; give them as source.fabric.auth");
+        return Err(Error::new(Code::AuthenticationFailed, detail).with_field("source.fabric.auth"));
+    }
+    let Some(target) = unit.target.clone().filter(|_| !unit.portals.is_empty()) else {
+        let detail = format!("the fabric does not say where volume {volume} is");
+        return Err(Error::new(Code::FabricUnavailable, detail));
+    };
+    let mut portals = unit.portals.clone();
+    portals.truncate(IscsiSource::PORTALS_MAX);
+    Ok(IscsiSource {
+        portals,
+        target,
+        lun: unit.lun,
+        auth,
+    })
+}
+
+/// The unit that is asked for, or the only one.
+fn unit_of<'a>(volume: &'a Volume, source: &FabricSource) -> Result<&'a VolumeUnit, Error> {
+    let found = match (&source.unit, volume.units.as_slice()) {
+        (None, [unit]) => Some(unit),
+        (None, _) => None,
+        (Some(wanted), units) => units.iter().find(|unit| unit.name == *wanted),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<_> = volume.units.iter().map(|unit| unit.name.as_str()).collect();
+        let detail = format!(
+            "source.fabric.unit: volume {} has {}; name one of them",
+            volume.name,
+            names.join(", ")
+        );
+        Error::new(Code::InvalidArgument, detail).with_field("source.fabric.unit")
+    })
+}
+
+/// The credentials that a new volume asks for: those that we have.
+fn chap_of(auth: Option<&Auth>) -> Result<Option<FabricChap>, Error> {
+    let Some(Auth::Chap(chap)) = auth else {
+        return Ok(None);
+    };
+    let (mut mutual_user, mut mutual_secret) = (None, None);
+    if let Some(mutual) = &chap.mutual {
+        let user = mutual.user.clone().ok_or_else(|| {
+            let detail = "a volume that is made needs the name of the target, too";
+            Error::new(Code::InvalidArgument, detail)
+                .with_field("source.fabric.auth.chap.mutual.user")
+        })?;
+        mutual_user = Some(user);
+        mutual_secret = Some(mutual.secret.clone());
+    }
+    Ok(Some(FabricChap {
+        user: chap.user.clone(),
+        secret: chap.secret.clone(),
+        mutual_user,
+        mutual_secret,
+    }))
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[path = "provision_tests.rs"]
+mod tests;
