@@ -28,7 +28,7 @@ use super::attempt::{Prepared, Terms, attempt, lost_before};
 use super::device::Served;
 use super::intent::{Intent, Intents};
 use super::left::Leftovers;
-use super::provision::FabricAccess;
+use super::provision::{FabricAccess, Located};
 use super::serving::ChangeAnswer;
 use crate::block::lun::reservation::{Key, NodeId};
 use crate::nbd::kernel::KernelNbd;
@@ -208,14 +208,6 @@ pub(super) enum Next {
     Failed(Error),
     Detach,
     Stop(oneshot::Sender<()>),
-}
-
-/// What came of asking the fabric.
-enum Located {
-    /// It is known where the volume is.
-    Known,
-    /// Something else was asked for meanwhile.
-    Next(Next),
 }
 
 impl Task {
@@ -403,32 +395,6 @@ impl Task {
         }
     }
 
-    /// Asks the fabric where the volume is, if that is where it comes from, and does what is needed there.
-    async fn locate(&mut self, retry: bool, by: tokio::time::Instant) -> Result<Located, Error> {
-        let Some(search) = self.search(retry, by) else {
-            return Ok(Located::Known);
-        };
-        let reason = self.view.borrow().reason.clone().filter(|_| retry);
-        self.set_state(AttachmentState::Connecting, reason, None);
-        tokio::pin!(search);
-        let outcome = loop {
-            tokio::select! {
-                biased;
-                outcome = &mut search => break outcome,
-                call = self.calls.recv() => {
-                    if let Some(next) = self.on_call_while_connecting(call).await {
-                        return Ok(Located::Next(match next {
-                            Next::Connect { .. } => Next::Connect { retry },
-                            next => next,
-                        }));
-                    }
-                }
-            }
-        };
-        self.take_in(outcome).await?;
-        Ok(Located::Known)
-    }
-
     /// What follows an attempt that failed; `None`: another one.
     async fn after_failure(
         &mut self,
@@ -457,7 +423,7 @@ impl Task {
     }
 
     /// [`Next::Connect`]: another attempt is to be made instead of this one.
-    async fn on_call_while_connecting(&mut self, call: Option<Call>) -> Option<Next> {
+    pub(super) async fn on_call_while_connecting(&mut self, call: Option<Call>) -> Option<Next> {
         match call {
             Some(Call::Attach { takeover, answer }) => {
                 self.waiting.push(answer);

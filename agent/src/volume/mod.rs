@@ -13,6 +13,7 @@ mod manager;
 mod provision;
 mod serving;
 pub mod store;
+mod stored_source;
 
 pub use attempt::Terms;
 pub use manager::{Known, Manager, ManagerOptions};

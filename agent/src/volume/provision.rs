@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::types::{
-    Auth, FabricChap, FabricSource, IscsiSource, Source, Volume, VolumeRequest, VolumeState,
-    VolumeUnit,
+    AttachmentState, Auth, FabricChap, FabricSource, IscsiSource, Source, Volume, VolumeRequest,
+    VolumeState, VolumeUnit,
 };
 use berth_api::{AttachmentName, Code, Error};
 use tokio::time::Instant;
 
-use super::attachment::{Context, Task, blocking};
+use super::attachment::{Context, Next, Task, blocking};
 use crate::fabric::{Fabric, Op};
 
 /// Pause between looks at a volume that the fabric is not done with.
@@ -31,9 +31,43 @@ pub struct FabricAccess {
     pub call_timeout: Duration,
 }
 
+/// What came of asking the fabric.
+pub(super) enum Located {
+    /// It is known where the volume is.
+    Known,
+    /// Something else was asked for meanwhile.
+    Next(Next),
+}
+
 impl Task {
+    /// Asks the fabric where the volume is, if that is where it comes from, and does what is needed there.
+    pub(super) async fn locate(&mut self, retry: bool, by: Instant) -> Result<Located, Error> {
+        let Some(search) = self.search(retry, by) else {
+            return Ok(Located::Known);
+        };
+        let reason = self.view.borrow().reason.clone().filter(|_| retry);
+        self.set_state(AttachmentState::Connecting, reason, None);
+        tokio::pin!(search);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut search => break outcome,
+                call = self.calls.recv() => {
+                    if let Some(next) = self.on_call_while_connecting(call).await {
+                        return Ok(Located::Next(match next {
+                            Next::Connect { .. } => Next::Connect { retry },
+                            next => next,
+                        }));
+                    }
+                }
+            }
+        };
+        self.take_in(outcome).await?;
+        Ok(Located::Known)
+    }
+
     /// The search for the volume, if one is needed: it is not known where it is, or somebody asks for the attach.
-    pub(super) fn search(
+    fn search(
         &self,
         retry: bool,
         by: Instant,
@@ -59,10 +93,7 @@ impl Task {
     }
 
     /// Takes in and keeps what the fabric said.
-    pub(super) async fn take_in(
-        &mut self,
-        outcome: Result<IscsiSource, Error>,
-    ) -> Result<(), Error> {
+    async fn take_in(&mut self, outcome: Result<IscsiSource, Error>) -> Result<(), Error> {
         let Source::Fabric(source) = &mut self.intent.request.source else {
             return Ok(());
         };

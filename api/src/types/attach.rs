@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::volume::VolumeRequest;
-use crate::name::{TargetName, VolumeName};
+use super::fabric_source::FabricSource;
+use super::recovery_timeout::RecoveryTimeout;
+use crate::name::TargetName;
 use crate::portal::Portal;
 use crate::secret::{self, Secret};
 
@@ -164,66 +165,6 @@ impl Source {
             Self::Fabric(source) => source.found.as_deref_mut(),
         }
     }
-}
-
-/// A volume of the storage fabric that the daemon is configured with. It is made if need be, this node is admitted to it,
-/// and its portals are asked for; each step can be repeated.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FabricSource {
-    /// Its name.
-    #[schema(value_type = String, min_length = 3, max_length = 64)]
-    pub volume: VolumeName,
-    /// Which of its units, as `storage-1/volume-1`; needed only when it has several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
-    /// Make it like this if it does not exist; nothing: it has to exist. Without `chap`, which `auth` says.
-    #[serde(
-        default,
-        deserialize_with = "creation",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub create: Option<Box<VolumeRequest>>,
-    /// How to prove who we are, when the volume asks for it; one that is made asks for it from then on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auth: Option<Auth>,
-    /// When it is detached, this node is not admitted to it any more.
-    #[serde(default)]
-    pub revoke_on_detach: bool,
-    /// Where the fabric said last that it is; kept by the daemon, and no part of a request.
-    #[serde(skip)]
-    #[schema(ignore)]
-    pub found: Option<Box<IscsiSource>>,
-}
-
-impl FabricSource {
-    /// A volume that has to exist.
-    #[must_use]
-    pub fn new(volume: VolumeName) -> Self {
-        Self {
-            volume,
-            unit: None,
-            create: None,
-            auth: None,
-            revoke_on_detach: false,
-            found: None,
-        }
-    }
-}
-
-fn creation<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Box<VolumeRequest>>, D::Error> {
-    let request = Option::<Box<VolumeRequest>>::deserialize(deserializer)?;
-    if request
-        .as_ref()
-        .is_some_and(|request| request.chap.is_some())
-    {
-        return Err(serde::de::Error::custom(
-            "chap has no place here: source.fabric.auth is what the volume asks for, too",
-        ));
-    }
-    Ok(request)
 }
 
 /// A logical unit of an iSCSI target.
@@ -463,101 +404,6 @@ pub enum DigestPolicy {
     /// A target that cannot is refused.
     Require,
 }
-
-/// How long I/O waits while no path works: seconds, or `"forever"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecoveryTimeout {
-    /// Until a path works again or the attachment is detached by force.
-    Forever,
-    /// So many seconds.
-    Seconds(u32),
-}
-
-impl RecoveryTimeout {
-    /// As a duration; `None` is forever.
-    #[must_use]
-    pub fn as_duration(self) -> Option<Duration> {
-        match self {
-            Self::Forever => None,
-            Self::Seconds(seconds) => Some(Duration::from_secs(seconds.into())),
-        }
-    }
-}
-
-impl Default for RecoveryTimeout {
-    fn default() -> Self {
-        Self::Seconds(120)
-    }
-}
-
-impl Serialize for RecoveryTimeout {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Forever => serializer.serialize_str("forever"),
-            Self::Seconds(seconds) => serializer.serialize_u32(*seconds),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for RecoveryTimeout {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = RecoveryTimeout;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "seconds from 0 to {} or \"forever\"", u32::MAX)
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<RecoveryTimeout, E> {
-                u32::try_from(seconds)
-                    .map(RecoveryTimeout::Seconds)
-                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(seconds), &self))
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<RecoveryTimeout, E> {
-                // TOML has only signed numbers.
-                u64::try_from(seconds)
-                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(seconds), &self))
-                    .and_then(|seconds| self.visit_u64(seconds))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RecoveryTimeout, E> {
-                match text {
-                    "forever" => Ok(RecoveryTimeout::Forever),
-                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl utoipa::PartialSchema for RecoveryTimeout {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
-        OneOfBuilder::new()
-            .description(Some(
-                "How long I/O waits while no path works: seconds, or \"forever\".",
-            ))
-            .item(
-                ObjectBuilder::new()
-                    .schema_type(Type::Integer)
-                    .minimum(Some(0))
-                    .maximum(Some(u32::MAX)),
-            )
-            .item(
-                ObjectBuilder::new()
-                    .schema_type(Type::String)
-                    .enum_values(Some(["forever"])),
-            )
-            .into()
-    }
-}
-
-impl ToSchema for RecoveryTimeout {}
 
 #[cfg(test)]
 mod tests {

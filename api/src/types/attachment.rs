@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::attach::{DeviceWish, Digests, Fence, RecoveryTimeout};
+use super::attach::{DeviceWish, Digests, Fence};
+use super::recovery_timeout::RecoveryTimeout;
 use crate::error::{Code, Error};
 use crate::name::{AttachmentName, TargetName, VolumeName};
 use crate::portal::Portal;

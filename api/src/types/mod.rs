@@ -8,14 +8,16 @@ mod attach;
 mod attachment;
 mod discovery;
 mod event;
+mod fabric_source;
 mod node;
 mod operation;
 mod patch;
+mod recovery_timeout;
 mod volume;
 
 pub use attach::{
-    AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, FabricSource, Fence,
-    IscsiSource, MutualChap, RecoveryTimeout, Source,
+    AttachRequest, Auth, Chap, ChapError, DeviceWish, DigestPolicy, Digests, Fence, IscsiSource,
+    MutualChap, Source,
 };
 pub use attachment::{
     Attachment, AttachmentList, AttachmentState, AuthSummary, ChapSummary, Connection, Counters,
@@ -24,9 +26,11 @@ pub use attachment::{
 };
 pub use discovery::{DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest};
 pub use event::{Event, EventKind, NewEvent};
+pub use fabric_source::FabricSource;
 pub use node::{CheckResult, Health, KernelNbd, Node, NodeLimits};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use patch::{AttachmentPatch, IscsiPatch, SourcePatch};
+pub use recovery_timeout::RecoveryTimeout;
 pub use volume::{
     DeletePolicy, FabricChap, PlacementMode, Qos, Snapshot, SnapshotList, SnapshotRef, Template,
     TemplateList, TemplateVolume, Volume, VolumeList, VolumePatch, VolumeRequest, VolumeSource,

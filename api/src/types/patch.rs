@@ -3,7 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::attach::{self, RecoveryTimeout};
+use super::attach;
+use super::recovery_timeout::RecoveryTimeout;
 use crate::portal::Portal;
 
 /// Changes of an attachment, as a JSON merge patch (RFC 7396): what is not named stays. Nothing else

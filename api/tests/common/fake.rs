@@ -184,10 +184,10 @@ impl NodeService for Fake {
         if let Some(timeout) = patch.recovery_timeout_seconds {
             attachment.recovery_timeout_seconds = timeout.unwrap_or_default();
         }
-        if let Some(portals) = patch.portals() {
-            if let SourceSummary::Iscsi(source) = &mut attachment.source {
-                source.portals = portals.to_vec();
-            }
+        if let Some(portals) = patch.portals()
+            && let SourceSummary::Iscsi(source) = &mut attachment.source
+        {
+            source.portals = portals.to_vec();
         }
         Ok(attachment.clone())
     }

@@ -341,7 +341,7 @@ impl Rest {
         match outcome {
             Outcome::Ok | Outcome::Unauthenticated | Outcome::Refused => pass.answered(),
             Outcome::Failed | Outcome::Malformed | Outcome::TimedOut | Outcome::Lost => {
-                pass.failed()
+                pass.failed();
             }
         }
         self.stats

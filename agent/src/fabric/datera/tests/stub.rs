@@ -209,10 +209,9 @@ fn not_found(what: &str) -> Reply {
 }
 
 fn found(data: Value) -> Reply {
-    (
-        StatusCode::OK,
-        json!({ "tenant": "/root", "version": "v2.2", "metadata": {}, "data": data }),
-    )
+    let mut envelope = json!({ "tenant": "/root", "version": "v2.2", "metadata": {} });
+    envelope["data"] = data;
+    (StatusCode::OK, envelope)
 }
 
 impl Model {
