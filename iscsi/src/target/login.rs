@@ -278,6 +278,17 @@ impl Directory for PortalDirectory<'_> {
         identity: &Identity,
         _negotiated: &Negotiated,
     ) -> Result<SessionGrant, LoginStatus> {
+        // The target may have gone, or its access may have changed, since the login began.
+        if let Some(name) = &identity.target_name {
+            let target = self
+                .shared
+                .target_of(name.normalized())
+                .ok_or(LoginStatus::NOT_FOUND)?;
+            let access = &self.shared.targets[target].config.access;
+            if !access.allows(identity.initiator_name.normalized()) {
+                return Err(LoginStatus::AUTHORIZATION_FAILURE);
+            }
+        }
         // A connection that is reinstated keeps the handle of its session; the session itself starts anew,
         // because at level 0 nothing of it can be continued.
         let tsih = if identity.tsih.0 != 0 {

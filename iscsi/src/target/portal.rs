@@ -261,6 +261,14 @@ impl Portal {
         unit.downcast_mut()
     }
 
+    /// Removes a logical unit that no target maps. Says whether it did. Sessions that may still have commands
+    /// for it are the caller's to close before.
+    pub fn remove_unit(&mut self, unit: UnitId) -> bool {
+        let mut targets = self.shared.targets.iter();
+        let mapped = targets.any(|(_, target)| target.config.luns.values().any(|u| *u == unit));
+        !mapped && self.shared.units.try_remove(unit.0).is_some()
+    }
+
     /// Adds a target.
     ///
     /// # Errors

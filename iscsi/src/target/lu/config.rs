@@ -36,6 +36,8 @@ pub struct LuConfig {
     pub vendor: String,
     /// Product identification, cut at 16 bytes.
     pub product: String,
+    /// Product revision level, cut at 4 bytes.
+    pub revision: String,
     /// Logical block length in bytes, a power of two of at least 512.
     pub block_bytes: u32,
     /// Physical block = logical block << this.
@@ -74,6 +76,7 @@ impl LuConfig {
             identity: LuIdentity::from_serial(serial),
             vendor: "BERTH".to_owned(),
             product: "VOLUME".to_owned(),
+            revision: env!("CARGO_PKG_VERSION").to_owned(),
             block_bytes: 512,
             physical_exponent: 0,
             read_only: false,

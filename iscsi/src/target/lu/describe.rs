@@ -74,7 +74,7 @@ impl LogicalUnit {
             command_queue: true,
             vendor: padded(self.config.vendor.as_bytes()),
             product: padded(self.config.product.as_bytes()),
-            revision: padded(env!("CARGO_PKG_VERSION").as_bytes()),
+            revision: padded(self.config.revision.as_bytes()),
             version_descriptors: VERSION_DESCRIPTORS.to_vec(),
         }
         .emit()
