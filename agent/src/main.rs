@@ -39,6 +39,10 @@ enum Command {
     /// directory.
     #[cfg(feature = "sim")]
     Demo(berth_agent::sim::demo::DemoOptions),
+    /// Run a simulated storage fabric: the REST API of a Datera fabric, with real iSCSI portals behind it.
+    /// For tests and rehearsals, and to try things against.
+    #[cfg(feature = "sim")]
+    Sim(berth_agent::sim::fabric::SimOptions),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +70,12 @@ fn main() -> ExitCode {
             // The demo speaks for itself; the log says only what went wrong, unless asked for more.
             config.log.filter = "warn".to_owned();
             start_log(&config.log).and_then(|()| run_to_end(berth_agent::sim::demo::run(&options)))
+        }
+        #[cfg(feature = "sim")]
+        Some(Command::Sim(options)) => {
+            config.log.filter = "warn".to_owned();
+            start_log(&config.log)
+                .and_then(|()| run_to_end(berth_agent::sim::fabric::run(&options)))
         }
         None => serve(config, arguments.fault_signals),
     };
