@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod data;
+mod fabric;
 mod fence;
 mod guards;
 mod leaks;
