@@ -73,13 +73,7 @@ async fn closed(mut connected: Connected) {
 }
 
 fn refused(result: Result<Connected, ConnectError>) -> bool {
-    matches!(
-        result,
-        Err(ConnectError {
-            error: Error::LoginRejected(_),
-            ..
-        })
-    )
+    result.is_err_and(|error| matches!(error.error, Error::LoginRejected(_)))
 }
 
 #[tokio::test]
@@ -316,10 +310,7 @@ async fn data_snapshots_clones_restore_and_resize_go_together() {
     assert_eq!(read(&mut data, 0).await, 9);
 
     // The volume grows under the initiator.
-    let grown = client.put(
-        &path(&cloned["volumes"][0]).to_owned(),
-        json!({"size": 120}),
-    );
+    let grown = client.put(path(&cloned["volumes"][0]), json!({"size": 120}));
     assert_eq!(grown["size"], 120);
     write(&mut copy, 0, 8).await;
     let name = "copy".parse().unwrap();

@@ -1,4 +1,8 @@
 //! The fabric as its clients see it: REST over sockets, and iSCSI at its portals.
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "bodies are written where they are used"
+)]
 
 mod data_path;
 mod faults;
