@@ -1,0 +1,3 @@
+//! `berth-csi`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `berth-flexvolume`.
+
+fn main() {}

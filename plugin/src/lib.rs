@@ -1,0 +1,9 @@
+//! The plugins through which Kubernetes uses berth.
+//!
+//! Both are thin: they translate a call into calls of the local HTTP API ([`berth_api::client`]), and do on this node what
+//! the daemon does not: file systems and mounts.
+//!
+//! ```text
+//! kubelet --exec--> flexvolume --+--> filesystem (probe, make, check, grow), mount (table, bind, unmount)
+//! kubelet --gRPC--> csi ---------+--> berth_api::client --HTTP--> berthd
+//! ```
