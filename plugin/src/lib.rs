@@ -7,3 +7,11 @@
 //! kubelet --exec--> flexvolume --+--> filesystem (probe, make, check, grow), mount (table, bind, unmount)
 //! kubelet --gRPC--> csi ---------+--> berth_api::client --HTTP--> berthd
 //! ```
+//!
+//! Whatever may wait for a device happens in a child process with a deadline ([`command`]): a thread that waits for a dead
+//! device cannot be ended, and a process with such a thread cannot end either.
+
+pub mod command;
+pub mod filesystem;
+pub mod limits;
+pub mod mount;

@@ -1,3 +1,5 @@
 //! `berth-flexvolume`.
 
-fn main() {}
+fn main() {
+    berth_plugin::filesystem::helper::run_if_asked();
+}
