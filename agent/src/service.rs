@@ -9,8 +9,8 @@ use std::sync::Arc;
 use berth_api::events::EventLog;
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentPatch, CheckResult, DeletePolicy, DeviceWish, Discovery,
-    DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, Snapshot, Template,
-    Volume, VolumePatch, VolumeRequest, unix_ms_now,
+    DiscoveryRequest, FabricStatus, Health, KernelNbd, Node, NodeLimits, RecoveryTimeout, Snapshot,
+    Template, Volume, VolumePatch, VolumeRequest, unix_ms_now,
 };
 use berth_api::{
     Attached, AttachmentName, Call, Error, EventStream, NodeService, TargetName, VolumeName,
@@ -167,6 +167,10 @@ impl NodeService for Service {
         self.discoverer.discover(request).await
     }
 
+    async fn fabric(&self, call: &Call) -> Result<FabricStatus, Error> {
+        Ok(self.volumes_or()?.status(call).await)
+    }
+
     async fn templates(&self, call: &Call) -> Result<Vec<Template>, Error> {
         self.volumes_or()?.templates(call).await
     }
@@ -229,6 +233,10 @@ impl NodeService for Service {
 
     async fn snapshots(&self, call: &Call, name: &VolumeName) -> Result<Vec<Snapshot>, Error> {
         self.volumes_or()?.snapshots(call, name).await
+    }
+
+    async fn all_snapshots(&self, call: &Call) -> Result<Vec<Snapshot>, Error> {
+        self.volumes_or()?.all_snapshots(call).await
     }
 
     async fn take_snapshot(
@@ -297,9 +305,9 @@ impl NodeService for Service {
                 "a data-plane thread does not answer; see the log",
             )
         };
-        Health {
-            checks: vec![CheckResult::pass("state"), data_plane],
-        }
+        let mut checks = vec![CheckResult::pass("state"), data_plane];
+        checks.extend(self.volumes.as_ref().map(Volumes::check));
+        Health { checks }
     }
 
     async fn metrics(&self) -> String {

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::name::{AttachmentName, TargetName, VolumeName};
 use crate::types::{
     AttachRequest, Attachment, AttachmentPatch, DeletePolicy, Discovery, DiscoveryRequest, Event,
-    Health, Node, Snapshot, Template, Volume, VolumePatch, VolumeRequest,
+    FabricStatus, Health, Node, Snapshot, Template, Volume, VolumePatch, VolumeRequest,
 };
 
 /// Events, oldest first. Ends when the service stops.
@@ -121,6 +121,12 @@ pub trait NodeService: Send + Sync + 'static {
         request: DiscoveryRequest,
     ) -> impl Future<Output = Result<Discovery, Error>> + Send;
 
+    /// How the fabric is. One that does not answer is told of, and no error.
+    ///
+    /// # Errors
+    /// `not-implemented` without a fabric.
+    fn fabric(&self, call: &Call) -> impl Future<Output = Result<FabricStatus, Error>> + Send;
+
     /// The AppTemplates of the fabric, by name.
     ///
     /// # Errors
@@ -207,6 +213,15 @@ pub trait NodeService: Send + Sync + 'static {
         &self,
         call: &Call,
         name: &VolumeName,
+    ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
+
+    /// Snapshots of all volumes, ordered by volume and then by age: by [`Snapshot::place`].
+    ///
+    /// # Errors
+    /// As [`Self::volumes`].
+    fn all_snapshots(
+        &self,
+        call: &Call,
     ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
 
     /// Takes a snapshot under this name, or finds it; `true` when this call took it.

@@ -26,6 +26,54 @@ fn send(method: &str, path: &str, body: &Value) -> Request<Body> {
 }
 
 #[tokio::test]
+async fn lists_come_page_by_page() {
+    let harness = Harness::new();
+    for name in ["vol-1", "vol-2", "vol-3"] {
+        let body = json!({ "size_bytes": 1 << 30 });
+        let path = format!("/v1/volumes/{name}");
+        harness.send(send("PUT", &path, &body)).await;
+        let snapshot = format!("{path}/snapshots/of-{name}");
+        harness.send(send("PUT", &snapshot, &Value::Null)).await;
+    }
+    let names = |list: &Value, what: &str, field: &str| -> Vec<String> {
+        let rows = list[what].as_array().unwrap().iter();
+        rows.map(|row| row[field].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let first = harness.get("/v1/volumes?limit=2").await.json();
+    assert_eq!(names(&first, "volumes", "name"), ["vol-1", "vol-2"]);
+    assert_eq!(first["next"], "vol-2");
+    // What the next page begins behind need not be there any more.
+    harness
+        .send(send("DELETE", "/v1/volumes/vol-2", &Value::Null))
+        .await;
+    let second = harness.get("/v1/volumes?limit=2&after=vol-2").await.json();
+    assert_eq!(names(&second, "volumes", "name"), ["vol-3"]);
+    assert_eq!(second["next"], Value::Null);
+    let first = harness.get("/v1/snapshots?limit=2").await.json();
+    assert_eq!(names(&first, "snapshots", "volume"), ["vol-1", "vol-2"]);
+    let next = first["next"].as_str().unwrap().replace('/', "%2F");
+    let second = harness.get(&format!("/v1/snapshots?after={next}")).await;
+    assert_eq!(names(&second.json(), "snapshots", "volume"), ["vol-3"]);
+    for wrong in [
+        "/v1/volumes?limit=0",
+        "/v1/volumes?limit=x",
+        "/v1/volumes?after=a/b",
+        "/v1/volumes?offset=1",
+        "/v1/snapshots?after=vol-1",
+    ] {
+        let refused = harness.get(wrong).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{wrong}");
+        assert_eq!(refused.json()["code"], "invalid-argument", "{wrong}");
+    }
+    let status = harness.get("/v1/fabric").await.json();
+    assert_eq!(
+        (&status["kind"], &status["reachable"]),
+        (&json!("declared"), &json!(true))
+    );
+}
+
+#[tokio::test]
 async fn a_volume_is_made_looked_at_changed_and_deleted() {
     let harness = Harness::new();
     let body = json!({ "size_bytes": 1 << 30 });

@@ -84,6 +84,9 @@ pub(super) enum Command {
     /// Look at the AppTemplates of the storage fabric
     #[command(subcommand)]
     Template(super::volume::args::Template),
+    /// Look at the storage fabric as a whole
+    #[command(subcommand)]
+    Fabric(super::volume::args::Fabric),
     /// Show facts, limits and health of this node
     Node,
     /// Print completions, as in: source <(berthctl completions bash)
@@ -142,6 +145,9 @@ pub(super) struct Attach {
     /// With --create-size or --create-template: copies that the fabric keeps
     #[arg(long, value_name = "N", requires = "volume", value_parser = clap::value_parser!(u8).range(1..=5), help_heading = "Fabric")]
     pub(super) create_replicas: Option<u8>,
+    /// Somebody else has this node admitted; fail if it is not
+    #[arg(long, requires = "volume", help_heading = "Fabric")]
+    pub(super) no_grant: bool,
     /// When it is detached, this node is not admitted to the volume any more
     #[arg(long, requires = "volume", help_heading = "Fabric")]
     pub(super) revoke_on_detach: bool,
@@ -308,6 +314,8 @@ pub(super) enum FenceArgument {
     None,
     /// SCSI-3 persistent reservation: the volume refuses their writes
     Reservation,
+    /// The fabric admits this node and nobody else
+    Acl,
 }
 
 impl From<FenceArgument> for Fence {
@@ -315,6 +323,7 @@ impl From<FenceArgument> for Fence {
         match argument {
             FenceArgument::None => Self::None,
             FenceArgument::Reservation => Self::Reservation,
+            FenceArgument::Acl => Self::Acl,
         }
     }
 }

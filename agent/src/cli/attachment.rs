@@ -85,6 +85,7 @@ fn source(arguments: &args::Attach) -> Result<Source, Failure> {
             unit: arguments.unit.clone(),
             create,
             auth,
+            grant: !arguments.no_grant,
             revoke_on_detach: arguments.revoke_on_detach,
             ..FabricSource::new(volume.clone())
         }));

@@ -70,6 +70,7 @@ fn run(command: Command, global: &args::Global, output: &Output) -> Result<(), F
             Command::Bench(arguments) => bench::run(&client, output, &arguments).await,
             Command::Volume(command) => volume::run(&client, output, command).await,
             Command::Template(command) => volume::run_template(&client, output, &command).await,
+            Command::Fabric(command) => volume::run_fabric(&client, output, &command).await,
             Command::Node => node::run(&client, output).await,
             Command::Completions { .. } => Ok(()),
         }

@@ -147,6 +147,7 @@ impl Page<'_> {
         self.pair("I/O waits", &timeout);
         let fence = match (attachment.fence, &attachment.reservation_key) {
             (Fence::None, _) => "none".to_owned(),
+            (Fence::Acl, _) => "access list of the fabric".to_owned(),
             (Fence::Reservation, None) => "reservation".to_owned(),
             (Fence::Reservation, Some(key)) => format!("reservation, key {key}"),
         };

@@ -11,6 +11,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use berth_api::types::BreakerState;
 use tokio::time::Instant;
 
 use super::FabricError;
@@ -80,6 +81,25 @@ impl Breaker {
         })
     }
 
+    /// How it stands, for people and metrics.
+    #[must_use]
+    pub fn view(&self) -> berth_api::types::Breaker {
+        let state = self.state();
+        let left = state.open_until.map(|until| {
+            let left = until.saturating_duration_since(Instant::now());
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        });
+        berth_api::types::Breaker {
+            state: match left {
+                None => BreakerState::Closed,
+                Some(_) if state.trying => BreakerState::Trying,
+                Some(_) => BreakerState::Open,
+            },
+            failures: state.failures,
+            retry_in_ms: left.filter(|_| !state.trying),
+        }
+    }
+
     /// Whether calls are refused now.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -147,8 +167,14 @@ mod tests {
             matches!(error, FabricError::Resting { failures: 3, .. }),
             "{error}"
         );
+        let view = breaker.view();
+        assert_eq!(
+            (view.state, view.failures, view.retry_in_ms),
+            (BreakerState::Open, 3, Some(10_000))
+        );
         tokio::time::advance(Duration::from_secs(10)).await;
         let trial = breaker.admit().unwrap();
+        assert_eq!(breaker.view().state, BreakerState::Trying);
         assert!(breaker.admit().is_err(), "one at a time");
         drop(trial);
         breaker.admit().unwrap().failed();
@@ -156,6 +182,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(10)).await;
         breaker.admit().unwrap().answered();
         assert!(!breaker.is_open());
+        assert_eq!(breaker.view().state, BreakerState::Closed);
         let (a, b) = (breaker.admit().unwrap(), breaker.admit().unwrap());
         a.failed();
         b.answered();

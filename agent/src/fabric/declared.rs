@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use berth_api::VolumeName;
 use berth_api::types::{
-    Chap, DeletePolicy, Qos, Snapshot, Template, Volume, VolumeRequest, VolumeState, VolumeUnit,
+    Chap, DeletePolicy, FabricKind, Qos, Snapshot, Template, Volume, VolumeRequest, VolumeState,
+    VolumeUnit,
 };
 
-use super::{Doing, Fabric, FabricError, FabricHealth, Op, Stats};
+use super::{Doing, Fabric, FabricError, FabricHealth, Facts, Hold, Op, Stats};
 use crate::config::DeclaredVolume;
 
 /// The declared volumes.
@@ -42,6 +43,7 @@ impl Declared {
                 chap: chap.is_some(),
                 open: true,
                 access: Vec::new(),
+                access_groups: Vec::new(),
                 sessions: Vec::new(),
             };
             let volume = Volume {
@@ -84,6 +86,7 @@ impl Fabric for Declared {
         ready(Ok(FabricHealth {
             name: "declared".to_owned(),
             version: String::new(),
+            api_version: String::new(),
             health: "ok".to_owned(),
             capacity: None,
         }))
@@ -162,6 +165,16 @@ impl Fabric for Declared {
         ready(self.find(name))
     }
 
+    fn hold<'a>(
+        &'a self,
+        _op: &'a Op,
+        _name: &'a VolumeName,
+        _initiator: &'a str,
+        _terms: Hold,
+    ) -> Doing<'a, Volume> {
+        refused("fence \"acl\"")
+    }
+
     fn revoke<'a>(
         &'a self,
         _op: &'a Op,
@@ -181,6 +194,10 @@ impl Fabric for Declared {
     }
 
     fn snapshots<'a>(&'a self, _op: &'a Op, _name: &'a VolumeName) -> Doing<'a, Vec<Snapshot>> {
+        refused("listing snapshots")
+    }
+
+    fn all_snapshots<'a>(&'a self, _op: &'a Op) -> Doing<'a, Vec<Snapshot>> {
         refused("listing snapshots")
     }
 
@@ -204,6 +221,14 @@ impl Fabric for Declared {
 
     fn credentials(&self, name: &VolumeName) -> Option<Chap> {
         self.volumes.get(name).and_then(|(_, chap)| chap.clone())
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            kind: FabricKind::Declared,
+            url: None,
+            breaker: None,
+        }
     }
 
     fn stats(&self) -> Option<&Stats> {

@@ -83,6 +83,17 @@ pub enum FabricError {
         /// By whom.
         holder: Option<String>,
     },
+    /// Another initiator holds what is to be held alone.
+    #[error("{detail}")]
+    HeldElsewhere {
+        /// Who holds it, and what to do.
+        detail: String,
+        /// By whom.
+        holder: Option<String>,
+    },
+    /// The initiator is not admitted, and is not to be.
+    #[error("{0}")]
+    NotAdmitted(String),
     /// A number is out of the fabric's range.
     #[error("{field}: {detail}")]
     OutOfRange {
@@ -143,6 +154,8 @@ impl FabricError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Conflict(_) => Code::ConflictIncompatible,
             Self::InUse { .. } => Code::InUse,
+            Self::HeldElsewhere { .. } => Code::AttachedElsewhere,
+            Self::NotAdmitted(_) => Code::AccessDenied,
             Self::OutOfRange { .. } => Code::OutOfRange,
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::Unsupported(_) => Code::NotImplemented,
@@ -165,6 +178,10 @@ impl From<FabricError> for Error {
                 problem = problem.with_field(*field);
             }
             FabricError::InUse {
+                holder: Some(holder),
+                ..
+            }
+            | FabricError::HeldElsewhere {
                 holder: Some(holder),
                 ..
             } => problem = problem.with_holder(holder.clone()),

@@ -22,7 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::VolumeName;
-use berth_api::types::{Chap, DeletePolicy, Qos, Snapshot, Template, Volume, VolumeRequest};
+use berth_api::types::{
+    Breaker, Chap, DeletePolicy, FabricCapacity, FabricKind, Qos, Snapshot, Template, Volume,
+    VolumeRequest,
+};
 use tokio::time::Instant;
 
 use crate::config;
@@ -58,17 +61,6 @@ impl Op {
     }
 }
 
-/// Space of a fabric, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// All there is.
-    pub total_bytes: u64,
-    /// What is left.
-    pub available_bytes: u64,
-    /// What was promised to volumes; more than there is with thin volumes.
-    pub provisioned_bytes: Option<u64>,
-}
-
 /// How a fabric is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FabricHealth {
@@ -76,10 +68,32 @@ pub struct FabricHealth {
     pub name: String,
     /// Version of its software, as `3.3.0.0`.
     pub version: String,
+    /// Version of the API that is spoken with it, as `v2.2`; empty without an API.
+    pub api_version: String,
     /// What it says of itself, as `ok`.
     pub health: String,
     /// Its space, if it tells.
-    pub capacity: Option<Capacity>,
+    pub capacity: Option<FabricCapacity>,
+}
+
+/// What is known of a fabric without asking it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its kind.
+    pub kind: FabricKind,
+    /// Where its REST API is, if it has one.
+    pub url: Option<String>,
+    /// Whether anything is sent to it; `None` when nothing ever is.
+    pub breaker: Option<Breaker>,
+}
+
+/// How a volume is claimed for one initiator alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// Admit the initiator; else it has to be admitted already, and the list stays as it is.
+    pub grant: bool,
+    /// Do not admit anybody else any more; else the claim fails while somebody else is.
+    pub takeover: bool,
 }
 
 /// A storage fabric. Sizes are in bytes. Every operation may be repeated: what is done already is not done twice.
@@ -134,6 +148,17 @@ pub trait Fabric: Send + Sync + 'static {
         initiator: &'a str,
     ) -> Doing<'a, Volume>;
 
+    /// Makes sure that this initiator is admitted to every unit of the volume and nobody else is, and that nobody else
+    /// is logged in any more. When it fails with `grant`, the initiator is not admitted, unless the fabric could not be
+    /// told so.
+    fn hold<'a>(
+        &'a self,
+        op: &'a Op,
+        name: &'a VolumeName,
+        initiator: &'a str,
+        terms: Hold,
+    ) -> Doing<'a, Volume>;
+
     /// Does not admit this initiator any more, and touches no other. A volume that is not there is fine.
     fn revoke<'a>(&'a self, op: &'a Op, name: &'a VolumeName, initiator: &'a str) -> Doing<'a, ()>;
 
@@ -147,6 +172,9 @@ pub trait Fabric: Send + Sync + 'static {
 
     /// All snapshots of the volume, oldest first.
     fn snapshots<'a>(&'a self, op: &'a Op, name: &'a VolumeName) -> Doing<'a, Vec<Snapshot>>;
+
+    /// Snapshots of all volumes, by volume and then by age.
+    fn all_snapshots<'a>(&'a self, op: &'a Op) -> Doing<'a, Vec<Snapshot>>;
 
     /// Takes the snapshot away; one that is not there is fine.
     fn delete_snapshot<'a>(
@@ -166,6 +194,9 @@ pub trait Fabric: Send + Sync + 'static {
 
     /// CHAP credentials that a declared volume is used with; a fabric with REST API never tells them.
     fn credentials(&self, name: &VolumeName) -> Option<Chap>;
+
+    /// What is known of it without asking.
+    fn facts(&self) -> Facts;
 
     /// What it was asked, and how that came out.
     fn stats(&self) -> Option<&Stats>;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::types::{DeletePolicy, Snapshot, Template, Volume, VolumePatch, VolumeRequest};
+use berth_api::types::{
+    BreakerState, CheckResult, DeletePolicy, FabricStatus, Reason, Snapshot, Template, Volume,
+    VolumePatch, VolumeRequest,
+};
 use berth_api::{Call, Code, Error, TargetName, VolumeName};
 
 use crate::config;
@@ -15,6 +18,7 @@ use crate::volume::FabricAccess;
 pub struct Volumes {
     pub(super) fabric: Arc<dyn Fabric>,
     call_timeout: Duration,
+    request_timeout: Duration,
     delete_policy: DeletePolicy,
 }
 
@@ -33,6 +37,7 @@ impl Volumes {
         Ok(Self {
             fabric: crate::fabric::from_config(settings, &driver)?,
             call_timeout: settings.call_timeout.0,
+            request_timeout: settings.request_timeout.0,
             delete_policy: settings.delete_policy,
         })
     }
@@ -50,6 +55,62 @@ impl Volumes {
     /// One operation of this call.
     pub(super) fn op(&self, call: &Call) -> Op {
         Op::within(call.request_id.clone(), self.call_timeout)
+    }
+
+    /// How the fabric is; asked once, no longer than for the time of one request.
+    pub(super) async fn status(&self, call: &Call) -> FabricStatus {
+        let limit = self.request_timeout.min(self.call_timeout);
+        let op = Op::within(call.request_id.clone(), limit);
+        let health = self.fabric.health(&op).await;
+        let reason = health.as_ref().err().map(|error| {
+            tracing::info!(%error, request_id = call.request_id, "the fabric was asked how it is");
+            Reason::from(&Error::from(error.clone()))
+        });
+        // After the question: it may have changed the breaker.
+        let facts = self.fabric.facts();
+        let mut status = FabricStatus {
+            kind: facts.kind,
+            url: facts.url,
+            reachable: health.is_ok(),
+            reason,
+            name: None,
+            version: None,
+            api_version: None,
+            health: None,
+            capacity: None,
+            breaker: facts.breaker,
+        };
+        if let Ok(health) = health {
+            let filled = |text: String| (!text.is_empty()).then_some(text);
+            status.name = filled(health.name);
+            status.version = filled(health.version);
+            status.api_version = filled(health.api_version);
+            status.health = filled(health.health);
+            status.capacity = health.capacity;
+        }
+        status
+    }
+
+    /// What is known of the fabric, as a fact among the checks of readiness. It never fails: attachments go on without
+    /// the fabric, and a node that is taken out of service for it would help nobody.
+    pub(super) fn check(&self) -> CheckResult {
+        let detail = self.fabric.facts().breaker.and_then(|breaker| {
+            let failures = breaker.failures;
+            match breaker.state {
+                BreakerState::Closed if failures == 0 => None,
+                BreakerState::Closed => Some(format!(
+                    "{failures} requests in a row failed; attached volumes go on"
+                )),
+                BreakerState::Open | BreakerState::Trying => Some(format!(
+                    "it does not answer ({failures} requests in a row failed) and is left alone for a while; attached \
+                     volumes go on, calls about volumes fail"
+                )),
+            }
+        });
+        CheckResult {
+            detail,
+            ..CheckResult::pass("fabric")
+        }
     }
 
     pub(super) async fn templates(&self, call: &Call) -> Result<Vec<Template>, Error> {
@@ -162,6 +223,14 @@ impl Volumes {
             "list snapshots",
             Some(name),
             self.fabric.snapshots(&self.op(call), name).await,
+        )
+    }
+
+    pub(super) async fn all_snapshots(&self, call: &Call) -> Result<Vec<Snapshot>, Error> {
+        told(
+            "list snapshots",
+            None,
+            self.fabric.all_snapshots(&self.op(call)).await,
         )
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use berth_api::events::EventLog;
 use berth_api::types::{
     AttachRequest, AttachmentPatch, AttachmentState, EventKind, Fence, NewEvent, Reason,
-    RecoveryTimeout, unix_ms_now,
+    RecoveryTimeout, Source, unix_ms_now,
 };
 use berth_api::{AttachmentName, Code, Error};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -146,6 +146,7 @@ impl Attachment {
             takeover: false,
             detaching: VecDeque::new(),
             forced: false,
+            unasked: origin == Origin::Restored,
             trying_since: None,
             device: None,
         };
@@ -195,6 +196,8 @@ pub(super) struct Task {
     pub(super) detaching: VecDeque<oneshot::Sender<Result<(), Error>>>,
     /// One of them said that it has to be.
     pub(super) forced: bool,
+    /// Nobody has asked for it since the daemon started: the fabric is not asked to admit this node again.
+    pub(super) unasked: bool,
     /// Since when attempts are made to bring it up.
     pub(super) trying_since: Option<tokio::time::Instant>,
     /// The kernel device, while a volume serves it.
@@ -335,7 +338,7 @@ impl Task {
         let mut pause = RETRY_FIRST;
         loop {
             let by = tokio::time::Instant::now() + self.intent.request.attach_timeout();
-            match self.locate(retry, by).await {
+            match self.locate(retry, takeover, by).await {
                 Ok(Located::Known) => {}
                 Ok(Located::Next(next)) => {
                     self.takeover |= takeover;
@@ -427,10 +430,12 @@ impl Task {
         match call {
             Some(Call::Attach { takeover, answer }) => {
                 self.waiting.push(answer);
-                if !takeover || self.takeover {
+                let anew = std::mem::take(&mut self.unasked)
+                    && matches!(self.intent.request.source, Source::Fabric(_));
+                if !anew && (!takeover || self.takeover) {
                     return None;
                 }
-                self.takeover = true;
+                self.takeover |= takeover;
                 Some(Next::Connect { retry: false })
             }
             Some(Call::Change { patch, answer }) => {

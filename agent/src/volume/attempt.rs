@@ -125,14 +125,20 @@ impl Task {
     pub(super) async fn end_unused(&mut self, volume: &Volume, before: Before) {
         let _ = volume.begin_detach(true).await;
         self.intent.clean = volume.end(before.leave()).await;
-        if let Some(fence) = self.intent.fence.as_mut().filter(|_| !before.held) {
+        if self.intent.request.fence == Fence::Reservation
+            && let Some(fence) = self.intent.fence.as_mut().filter(|_| !before.held)
+        {
             fence.standing = Standing::Asked;
         }
         self.keep_intent_or_log().await;
     }
 
+    /// How it stands with its reservation, if that is its fence.
     fn standing(&self) -> Option<Standing> {
-        self.intent.fence.map(|fence| fence.standing)
+        let fence = self.intent.fence;
+        fence
+            .filter(|_| self.intent.request.fence == Fence::Reservation)
+            .map(|fence| fence.standing)
     }
 
     /// Compares the volume with what it was, or keeps what it is, and that it is ours now. Before anything
@@ -149,7 +155,9 @@ impl Task {
                 return Err(Error::new(Code::IdentityMismatch, detail).with_attachment(&self.name));
             }
         }
-        if let Some(fence) = &mut self.intent.fence {
+        if self.intent.request.fence == Fence::Reservation
+            && let Some(fence) = &mut self.intent.fence
+        {
             fence.standing = Standing::Held;
         }
         self.note_paths(&volume.status().borrow().paths);

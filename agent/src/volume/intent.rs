@@ -70,11 +70,11 @@ pub struct KnownPath {
     pub retired: bool,
 }
 
-/// A fence by persistent reservation, as it is kept.
+/// A fence, as it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownFence {
-    /// The epoch of the last attempt to attach: part of the reservation key.
+    /// The epoch of the last attempt to attach: part of the reservation key. 0 with a fence by the fabric's list.
     pub epoch: u32,
     /// What came of it.
     pub standing: Standing,

@@ -204,6 +204,7 @@ impl Manager {
         mut request: AttachRequest,
     ) -> Result<(Attachment, bool), Error> {
         request.takeover = false; // It is for this call, and not kept.
+        check_fence(&request)?;
         let mut attachments = self.lock();
         if let Some(attachment) = attachments.get(name) {
             let differences = attachment.view.borrow().request.differences(&request);
@@ -357,6 +358,16 @@ fn known(name: &AttachmentName, attachment: &Attachment) -> Known {
         request: Arc::clone(&view.request),
         view,
     }
+}
+
+/// Refuses a fence that the source cannot have.
+fn check_fence(request: &AttachRequest) -> Result<(), Error> {
+    if request.fence != Fence::Acl || matches!(request.source, Source::Fabric(_)) {
+        return Ok(());
+    }
+    let detail = "fence: \"acl\" is for volumes of the storage fabric, whose access list berth can change; use \
+                  \"reservation\" with a target of your own";
+    Err(Error::new(Code::InvalidArgument, detail).with_field("fence"))
 }
 
 /// Another attachment of the same unit that a reservation would tell apart from this one only by its age.

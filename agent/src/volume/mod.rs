@@ -5,6 +5,8 @@
 
 mod attachment;
 mod attempt;
+#[cfg(all(test, feature = "sim"))]
+mod claim_tests;
 mod device;
 pub(crate) mod failure;
 pub mod intent;

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::types::{
-    AttachmentState, Auth, FabricChap, FabricSource, IscsiSource, Source, Volume, VolumeRequest,
-    VolumeState, VolumeUnit,
+    AttachmentState, Auth, FabricChap, FabricSource, Fence, IscsiSource, Source, Volume,
+    VolumeRequest, VolumeState, VolumeUnit,
 };
 use berth_api::{AttachmentName, Code, Error};
 use tokio::time::Instant;
 
 use super::attachment::{Context, Next, Task, blocking};
-use crate::fabric::{Fabric, Op};
+use super::intent::{KnownFence, Standing};
+use crate::fabric::{Fabric, Hold, Op};
 
 /// Pause between looks at a volume that the fabric is not done with.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +32,31 @@ pub struct FabricAccess {
     pub call_timeout: Duration,
 }
 
+/// A claim by the fabric's list is under way: who is admitted is not known. The epoch is of reservations only.
+const CLAIMING: KnownFence = KnownFence {
+    epoch: 0,
+    standing: Standing::Asked,
+};
+/// The fabric admits this node, and nobody else.
+const CLAIMED: KnownFence = KnownFence {
+    epoch: 0,
+    standing: Standing::Held,
+};
+
+/// What is to be done about who is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// This node is admitted, besides whoever is.
+    Besides,
+    /// This node alone is admitted, or nobody is asked to change that.
+    LookAlone,
+    /// This node alone is to be admitted.
+    Alone {
+        /// Whoever else is admitted is not any more.
+        takeover: bool,
+    },
+}
+
 /// What came of asking the fabric.
 pub(super) enum Located {
     /// It is known where the volume is.
@@ -40,66 +66,109 @@ pub(super) enum Located {
 }
 
 impl Task {
-    /// Asks the fabric where the volume is, if that is where it comes from, and does what is needed there.
-    pub(super) async fn locate(&mut self, retry: bool, by: Instant) -> Result<Located, Error> {
-        let Some(search) = self.search(retry, by) else {
+    /// Asks the fabric where the volume is, if that is where it comes from, and does what is needed there. `takeover`:
+    /// with a fence by the fabric, whoever else is admitted is not any more.
+    pub(super) async fn locate(
+        &mut self,
+        retry: bool,
+        takeover: bool,
+        by: Instant,
+    ) -> Result<Located, Error> {
+        let Source::Fabric(source) = &self.intent.request.source else {
             return Ok(Located::Known);
+        };
+        let known = source.found.is_some();
+        let alone = self.fenced_by_fabric();
+        let claimed = self.intent.fence == Some(CLAIMED);
+        if retry && self.unasked && known && (claimed || !alone) {
+            return Ok(Located::Known);
+        }
+        if !alone {
+            let outcome = match self.ask(retry, Admission::Besides, by).await {
+                Ok(outcome) => outcome,
+                Err(next) => return Ok(Located::Next(next)),
+            };
+            return self.take_in(outcome, true).await.map(|()| Located::Known);
+        }
+        if known && claimed && !takeover {
+            match self.ask(retry, Admission::LookAlone, by).await {
+                Ok(outcome) if outcome.as_ref().err().is_none_or(is_away) => {
+                    return self.take_in(outcome, true).await.map(|()| Located::Known);
+                }
+                Ok(_) => {} // It is ours no more: it has to be claimed again.
+                Err(next) => return Ok(Located::Next(next)),
+            }
+        }
+        // A claim that is cut off may leave this node admitted beside another: the next life has to look.
+        self.intent.fence = Some(CLAIMING);
+        self.keep_intent().await?;
+        match self.ask(retry, Admission::Alone { takeover }, by).await {
+            Ok(outcome) => self.take_in(outcome, false).await.map(|()| Located::Known),
+            Err(next) => Ok(Located::Next(next)),
+        }
+    }
+
+    /// Asks the fabric; or what to do instead, if somebody wants something else meanwhile.
+    async fn ask(
+        &mut self,
+        retry: bool,
+        admission: Admission,
+        by: Instant,
+    ) -> Result<Result<IscsiSource, Error>, Next> {
+        let Source::Fabric(source) = &self.intent.request.source else {
+            return Ok(Err(no_fabric())); // Nobody asks for other sources.
+        };
+        let by = match (&source.found, admission) {
+            // The fabric may be down and the volume there: some time is for the attempt itself.
+            (Some(_), Admission::Besides | Admission::LookAlone) => {
+                Instant::now() + by.saturating_duration_since(Instant::now()) / 2
+            }
+            _ => by,
+        };
+        let (context, name, source) =
+            (Arc::clone(&self.context), self.name.clone(), source.clone());
+        let search = async move {
+            find(&context, &name, &source, admission, by)
+                .await
+                .map_err(|error| error.with_attachment(&name))
         };
         let reason = self.view.borrow().reason.clone().filter(|_| retry);
         self.set_state(AttachmentState::Connecting, reason, None);
         tokio::pin!(search);
-        let outcome = loop {
+        loop {
             tokio::select! {
                 biased;
-                outcome = &mut search => break outcome,
+                outcome = &mut search => return Ok(outcome),
                 call = self.calls.recv() => {
                     if let Some(next) = self.on_call_while_connecting(call).await {
-                        return Ok(Located::Next(match next {
+                        return Err(match next {
                             Next::Connect { .. } => Next::Connect { retry },
                             next => next,
-                        }));
+                        });
                     }
                 }
             }
-        };
-        self.take_in(outcome).await?;
-        Ok(Located::Known)
-    }
-
-    /// The search for the volume, if one is needed: it is not known where it is, or somebody asks for the attach.
-    fn search(
-        &self,
-        retry: bool,
-        by: Instant,
-    ) -> Option<impl Future<Output = Result<IscsiSource, Error>> + Send + use<>> {
-        let Source::Fabric(source) = &self.intent.request.source else {
-            return None;
-        };
-        if retry && source.found.is_some() {
-            return None;
         }
-        let by = match source.found {
-            // The fabric may be down and the volume there: some time is for the attempt itself.
-            Some(_) => Instant::now() + by.saturating_duration_since(Instant::now()) / 2,
-            None => by,
-        };
-        let (context, name, source) =
-            (Arc::clone(&self.context), self.name.clone(), source.clone());
-        Some(async move {
-            find(&context, &name, &source, by)
-                .await
-                .map_err(|error| error.with_attachment(&name))
-        })
     }
 
-    /// Takes in and keeps what the fabric said.
-    async fn take_in(&mut self, outcome: Result<IscsiSource, Error>) -> Result<(), Error> {
+    /// Whether the access list of the fabric is what keeps other nodes out.
+    fn fenced_by_fabric(&self) -> bool {
+        self.intent.request.fence == Fence::Acl
+    }
+
+    /// Takes in and keeps what the fabric said. `may_be_away`: what it said last will do if it cannot be asked.
+    async fn take_in(
+        &mut self,
+        outcome: Result<IscsiSource, Error>,
+        may_be_away: bool,
+    ) -> Result<(), Error> {
+        let alone = self.fenced_by_fabric();
         let Source::Fabric(source) = &mut self.intent.request.source else {
             return Ok(());
         };
         let mut found = match outcome {
             Ok(found) => found,
-            Err(error) if source.found.is_some() && is_away(&error) => {
+            Err(error) if source.found.is_some() && may_be_away && is_away(&error) => {
                 tracing::warn!(volume = %self.name, %error, "the fabric cannot be asked; what it said last is used");
                 return Ok(());
             }
@@ -120,6 +189,9 @@ impl Task {
         } else {
             source.found = Some(Box::new(found));
             self.first_paths()?;
+        }
+        if alone {
+            self.intent.fence = Some(CLAIMED);
         }
         let kept = self.keep_intent().await;
         let (left, isid, is_kept) = (
@@ -166,7 +238,9 @@ impl Task {
         let Source::Fabric(source) = &self.intent.request.source else {
             return Ok(());
         };
-        if !source.revoke_on_detach {
+        // Who holds it alone gives it back, or nobody else could have it.
+        let holds = self.fenced_by_fabric() && source.grant;
+        if !source.revoke_on_detach && !holds {
             return Ok(());
         }
         let revoked = match &self.context.fabric {
@@ -208,6 +282,7 @@ async fn find(
     context: &Context,
     name: &AttachmentName,
     source: &FabricSource,
+    admission: Admission,
     by: Instant,
 ) -> Result<IscsiSource, Error> {
     let access = context.fabric.as_ref().ok_or_else(no_fabric)?;
@@ -226,7 +301,17 @@ async fn find(
             tracing::info!(volume = %name, fabric_volume = %volume, "volume made on the fabric");
         }
     }
-    let mut found = fabric.grant(&op, volume, &access.initiator).await?;
+    let initiator = &access.initiator;
+    let hold = |grant, takeover| {
+        let terms = Hold { grant, takeover };
+        fabric.hold(&op, volume, initiator, terms)
+    };
+    let mut found = match admission {
+        Admission::Besides if source.grant => fabric.grant(&op, volume, initiator).await?,
+        Admission::Besides => fabric.volume(&op, volume).await?,
+        Admission::LookAlone => hold(false, false).await?,
+        Admission::Alone { takeover } => hold(source.grant, takeover).await?,
+    };
     while found.state == VolumeState::Preparing {
         if LOOK_INTERVAL >= op.left() {
             let detail = format!("volume {volume} is not available yet on the fabric");
@@ -240,6 +325,9 @@ async fn find(
         return Err(Error::new(Code::FabricUnavailable, detail));
     }
     let unit = unit_of(&found, source)?;
+    if !source.grant {
+        check_admitted(&found, unit, initiator)?;
+    }
     let auth = match &source.auth {
         Some(auth) => Some(auth.clone()),
         None => fabric.credentials(volume).map(Auth::Chap),
@@ -279,6 +367,24 @@ fn unit_of<'a>(volume: &'a Volume, source: &FabricSource) -> Result<&'a VolumeUn
         );
         Error::new(Code::InvalidArgument, detail).with_field("source.fabric.unit")
     })
+}
+
+/// Refuses when this node is not admitted and nobody is to admit it. A group on the list may hold it: then the login
+/// tells.
+fn check_admitted(volume: &Volume, unit: &VolumeUnit, initiator: &str) -> Result<(), Error> {
+    let listed = unit
+        .access
+        .iter()
+        .any(|name| name.eq_ignore_ascii_case(initiator));
+    if unit.open || listed || !unit.access_groups.is_empty() {
+        return Ok(());
+    }
+    let detail = format!(
+        "volume {} does not admit {initiator}, and source.fabric.grant is false: whoever publishes it has to admit this \
+         node first",
+        volume.name
+    );
+    Err(Error::new(Code::AccessDenied, detail).with_field("source.fabric.grant"))
 }
 
 /// The credentials that a new volume asks for: those that we have.

@@ -22,12 +22,19 @@ pub(super) enum StoredSource {
         unit: Option<String>,
         /// Without secrets; a type of the API, whose first version is for good.
         create: Option<Box<VolumeRequest>>,
+        /// Not in the first files of version 4: this node is to be admitted.
+        #[serde(default = "yes")]
+        grant: bool,
         revoke_on_detach: bool,
         /// The credentials are part of what was asked for, and not of the configuration.
         auth_asked: bool,
         chap: Option<StoredChap>,
         found: Option<StoredUnit>,
     },
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where the fabric said that a volume is.
@@ -128,6 +135,7 @@ impl StoredSource {
                 volume,
                 unit,
                 create,
+                grant,
                 revoke_on_detach,
                 auth_asked,
                 chap,
@@ -147,6 +155,7 @@ impl StoredSource {
                     unit,
                     create,
                     auth: auth.filter(|_| auth_asked),
+                    grant,
                     revoke_on_detach,
                     found,
                 }))
@@ -175,6 +184,7 @@ impl From<&Source> for StoredSource {
                 volume: source.volume.clone(),
                 unit: source.unit.clone(),
                 create: source.create.clone(),
+                grant: source.grant,
                 revoke_on_detach: source.revoke_on_detach,
                 auth_asked: source.auth.is_some(),
                 chap,

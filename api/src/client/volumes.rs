@@ -8,8 +8,8 @@ use super::transport::Outgoing;
 use super::{Client, ClientError, MARGIN, escape};
 use crate::name::{TargetName, VolumeName};
 use crate::types::{
-    DeletePolicy, Snapshot, SnapshotList, Template, TemplateList, Volume, VolumeList, VolumePatch,
-    VolumeRequest,
+    DeletePolicy, FabricStatus, PageRequest, Snapshot, SnapshotList, Template, TemplateList,
+    Volume, VolumeList, VolumePatch, VolumeRequest,
 };
 
 /// How long a call that needs the fabric may take; the daemon's own limit (`fabric.call_timeout`) is shorter unless it
@@ -17,12 +17,20 @@ use crate::types::{
 const FABRIC_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Client {
+    /// How the fabric is. One that does not answer is told of, and no error.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; `not-implemented` without a fabric.
+    pub async fn fabric(&self) -> Result<FabricStatus, ClientError> {
+        self.fetch(Method::GET, "/v1/fabric").await
+    }
+
     /// The AppTemplates of the fabric, by name.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn templates(&self) -> Result<Vec<Template>, ClientError> {
-        let list: TemplateList = self.fabric(Method::GET, "/v1/templates").await?;
+        let list: TemplateList = self.fetch(Method::GET, "/v1/templates").await?;
         Ok(list.templates)
     }
 
@@ -31,8 +39,17 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn volumes(&self) -> Result<Vec<Volume>, ClientError> {
-        let list: VolumeList = self.fabric(Method::GET, "/v1/volumes").await?;
+        let list: VolumeList = self.fetch(Method::GET, "/v1/volumes").await?;
         Ok(list.volumes)
+    }
+
+    /// A page of the volumes on the fabric, by name; `next` leads to the one behind it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn volumes_page(&self, page: &PageRequest) -> Result<VolumeList, ClientError> {
+        let path = format!("/v1/volumes{}", query(page));
+        self.fetch(Method::GET, &path).await
     }
 
     /// One volume on the fabric.
@@ -40,7 +57,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; `not-found`.
     pub async fn volume(&self, name: &VolumeName) -> Result<Volume, ClientError> {
-        self.fabric(Method::GET, &format!("/v1/volumes/{name}"))
+        self.fetch(Method::GET, &format!("/v1/volumes/{name}"))
             .await
     }
 
@@ -102,7 +119,7 @@ impl Client {
         initiator: &TargetName,
     ) -> Result<Volume, ClientError> {
         let initiator = escape(initiator.as_str());
-        self.fabric(
+        self.fetch(
             Method::PUT,
             &format!("/v1/volumes/{name}/access/{initiator}"),
         )
@@ -131,8 +148,26 @@ impl Client {
     /// See [`ClientError`].
     pub async fn snapshots(&self, name: &VolumeName) -> Result<Vec<Snapshot>, ClientError> {
         let path = format!("/v1/volumes/{name}/snapshots");
-        let list: SnapshotList = self.fabric(Method::GET, &path).await?;
+        let list: SnapshotList = self.fetch(Method::GET, &path).await?;
         Ok(list.snapshots)
+    }
+
+    /// Snapshots of all volumes, by volume and then by age.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn all_snapshots(&self) -> Result<Vec<Snapshot>, ClientError> {
+        let list = self.snapshots_page(&PageRequest::default()).await?;
+        Ok(list.snapshots)
+    }
+
+    /// A page of the snapshots of all volumes; `next` leads to the one behind it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn snapshots_page(&self, page: &PageRequest) -> Result<SnapshotList, ClientError> {
+        let path = format!("/v1/snapshots{}", query(page));
+        self.fetch(Method::GET, &path).await
     }
 
     /// Takes a snapshot under this name, or finds it; `true` when this call took it.
@@ -175,10 +210,10 @@ impl Client {
         snapshot: &str,
     ) -> Result<Volume, ClientError> {
         let path = format!("/v1/volumes/{name}/snapshots/{}/restore", escape(snapshot));
-        self.fabric(Method::POST, &path).await
+        self.fetch(Method::POST, &path).await
     }
 
-    async fn fabric<T: serde::de::DeserializeOwned>(
+    async fn fetch<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -186,4 +221,18 @@ impl Client {
         let outgoing = Outgoing::new(method, path);
         self.call(outgoing, FABRIC_TIMEOUT + MARGIN).await?.json()
     }
+}
+
+/// A page as the query of a path.
+fn query(page: &PageRequest) -> String {
+    let after = page
+        .after
+        .as_ref()
+        .map(|after| format!("after={}", escape(after)));
+    let limit = page.limit.map(|limit| format!("limit={limit}"));
+    let parts: Vec<String> = after.into_iter().chain(limit).collect();
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!("?{}", parts.join("&"))
 }

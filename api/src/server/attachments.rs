@@ -83,8 +83,8 @@ pub(super) async fn attach<S: NodeService>(
     headers: HeaderMap,
     JsonBody(request): JsonBody<AttachRequest>,
 ) -> Result<Response, Failure> {
-    if request.takeover && request.fence != Fence::Reservation {
-        let detail = "takeover: only with fence \"reservation\" is there anything to take over";
+    if request.takeover && request.fence == Fence::None {
+        let detail = "takeover: only with a fence is there anything to take over";
         let error = Error::new(Code::InvalidArgument, detail).with_field("takeover");
         return Err(Failure(error.with_attachment(&name)));
     }

@@ -87,6 +87,8 @@ impl<S: NodeService> Api<S> {
                 "/v1/discovery",
                 get(node::discover::<S>).post(node::discover_with_auth::<S>),
             )
+            .route("/v1/fabric", get(volumes::fabric::<S>))
+            .route("/v1/snapshots", get(volumes::all_snapshots::<S>))
             .route("/v1/templates", get(volumes::templates::<S>))
             .route("/v1/volumes", get(volumes::list::<S>))
             .route(

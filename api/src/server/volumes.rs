@@ -13,8 +13,8 @@ use crate::error::{Code, Error, Problem};
 use crate::name::{TargetName, VolumeName};
 use crate::service::NodeService;
 use crate::types::{
-    DeletePolicy, Snapshot, SnapshotList, TemplateList, Volume, VolumeList, VolumePatch,
-    VolumeRequest,
+    DeletePolicy, FabricStatus, PageRequest, Snapshot, SnapshotList, SnapshotPlace, TemplateList,
+    Volume, VolumeList, VolumePatch, VolumeRequest,
 };
 
 /// Runs work of the fabric on a task of its own, which goes on when the caller hangs up: what was begun on a fabric is
@@ -26,6 +26,35 @@ async fn to_its_end<T: Send + 'static>(
         Ok(result) => result.map_err(Failure),
         Err(error) => Err(Failure(Error::internal(error))),
     }
+}
+
+/// How the storage fabric is, asked just now: whether it answers, its versions, its health, its space.
+///
+/// One that does not answer is told of (`reachable`, `reason`) and no error. Volumes that are attached do not need it.
+#[utoipa::path(
+    get, path = "/v1/fabric", tag = "volumes", operation_id = "get_fabric",
+    responses(
+        (status = 200, description = "How it is", body = FabricStatus),
+        (status = 501, description = "`not-implemented`: no fabric is configured", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "An error", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn fabric<S: NodeService>(
+    State(api): State<Api<S>>,
+    Caller(call): Caller,
+) -> Result<Json<FabricStatus>, Failure> {
+    Ok(Json(api.shared.service.fabric(&call).await?))
+}
+
+/// What a page begins behind.
+fn after<K: std::str::FromStr<Err: std::fmt::Display>>(
+    page: &PageRequest,
+) -> Result<Option<K>, Failure> {
+    let parsed = page.after.as_deref().map(str::parse).transpose();
+    parsed.map_err(|error: K::Err| {
+        let detail = format!("after: {error}");
+        Failure(Error::new(Code::InvalidArgument, detail).with_field("after"))
+    })
 }
 
 /// The AppTemplates of the fabric, ordered by name.
@@ -47,9 +76,13 @@ pub(super) async fn templates<S: NodeService>(
     Ok(Json(TemplateList { templates }))
 }
 
-/// The volumes of the fabric, ordered by name.
+/// The volumes of the fabric, ordered by name; all, or page by page.
+///
+/// Pages are exact: a volume that is there from the first page to the last is on one of them, whatever is made or deleted
+/// meanwhile.
 #[utoipa::path(
     get, path = "/v1/volumes", tag = "volumes", operation_id = "list_volumes",
+    params(PageRequest),
     responses(
         (status = 200, description = "The volumes", body = VolumeList),
         (status = 501, description = "`not-implemented`: no fabric is configured", body = Problem, content_type = "application/problem+json"),
@@ -61,9 +94,13 @@ pub(super) async fn templates<S: NodeService>(
 pub(super) async fn list<S: NodeService>(
     State(api): State<Api<S>>,
     Caller(call): Caller,
+    Parameters(page): Parameters<PageRequest>,
 ) -> Result<Json<VolumeList>, Failure> {
+    let after = after::<VolumeName>(&page)?;
     let volumes = api.shared.service.volumes(&call).await?;
-    Ok(Json(VolumeList { volumes }))
+    let (volumes, next) = page.cut(volumes, after.as_ref(), |volume| volume.name.clone());
+    let next = next.map(|name| name.to_string());
+    Ok(Json(VolumeList { volumes, next }))
 }
 
 /// One volume.
@@ -268,6 +305,30 @@ pub(super) async fn revoke<S: NodeService>(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The snapshots of all volumes, ordered by volume and then by age; all, or page by page.
+#[utoipa::path(
+    get, path = "/v1/snapshots", tag = "volumes", operation_id = "list_all_snapshots",
+    params(PageRequest),
+    responses(
+        (status = 200, description = "The snapshots", body = SnapshotList),
+        (status = 501, description = "`not-implemented`: no fabric is configured, or it has no snapshots", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`fabric-unavailable`", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "`deadline`", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "An error", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn all_snapshots<S: NodeService>(
+    State(api): State<Api<S>>,
+    Caller(call): Caller,
+    Parameters(page): Parameters<PageRequest>,
+) -> Result<Json<SnapshotList>, Failure> {
+    let after = after::<SnapshotPlace>(&page)?;
+    let snapshots = api.shared.service.all_snapshots(&call).await?;
+    let (snapshots, next) = page.cut(snapshots, after.as_ref(), Snapshot::place);
+    let next = next.map(|place| place.to_string());
+    Ok(Json(SnapshotList { snapshots, next }))
+}
+
 /// The snapshots of a volume, oldest first.
 #[utoipa::path(
     get, path = "/v1/volumes/{volume}/snapshots", tag = "volumes", operation_id = "list_snapshots",
@@ -284,7 +345,10 @@ pub(super) async fn snapshots<S: NodeService>(
     VolumeInPath(name): VolumeInPath,
 ) -> Result<Json<SnapshotList>, Failure> {
     let snapshots = api.shared.service.snapshots(&call, &name).await?;
-    Ok(Json(SnapshotList { snapshots }))
+    Ok(Json(SnapshotList {
+        snapshots,
+        next: None,
+    }))
 }
 
 /// Takes a snapshot under this name, or finds the one that was taken under it. Answers when it can be used.

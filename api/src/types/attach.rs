@@ -26,7 +26,7 @@ pub struct AttachRequest {
     /// How other nodes are kept from writing.
     #[serde(default)]
     pub fence: Fence,
-    /// With `fence: reservation`: take the volume from the node that holds it now. That node's writes are
+    /// With a fence: take the volume from the node that holds it now. That node's writes are
     /// refused from then on; be sure that it is gone or does not matter any more. Without this the attach
     /// fails with `attached-elsewhere`. It is for this call only and no part of what is attached.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -107,6 +107,7 @@ impl AttachRequest {
                 compare(a.unit == b.unit, "source.fabric.unit");
                 compare(a.create == b.create, "source.fabric.create");
                 compare(a.auth == b.auth, "source.fabric.auth");
+                compare(a.grant == b.grant, "source.fabric.grant");
                 compare(
                     a.revoke_on_detach == b.revoke_on_detach,
                     "source.fabric.revoke_on_detach",
@@ -378,6 +379,9 @@ pub enum Fence {
     /// By a SCSI-3 persistent reservation (write exclusive, registrants only): the volume itself refuses
     /// the writes of every other node.
     Reservation,
+    /// By the access list of the volume on the storage fabric: it admits this node and nobody else, or the attach fails
+    /// with `attached-elsewhere`. For volumes of a fabric only.
+    Acl,
 }
 
 /// CRC32C over iSCSI PDUs (RFC 7143 13.1).

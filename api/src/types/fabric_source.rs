@@ -28,6 +28,11 @@ pub struct FabricSource {
     /// How to prove who we are, when the volume asks for it; one that is made asks for it from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
+    /// Have this node admitted to it. `false`: somebody else has seen to that (the controller of a cluster, say), and the
+    /// attach fails with `access-denied` when it is not admitted yet.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    pub grant: bool,
     /// When it is detached, this node is not admitted to it any more.
     #[serde(default)]
     pub revoke_on_detach: bool,
@@ -46,10 +51,15 @@ impl FabricSource {
             unit: None,
             create: None,
             auth: None,
+            grant: true,
             revoke_on_detach: false,
             found: None,
         }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn creation<'de, D: Deserializer<'de>>(

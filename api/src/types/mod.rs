@@ -8,6 +8,7 @@ mod attach;
 mod attachment;
 mod discovery;
 mod event;
+mod fabric;
 mod fabric_source;
 mod node;
 mod operation;
@@ -26,15 +27,16 @@ pub use attachment::{
 };
 pub use discovery::{DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest};
 pub use event::{Event, EventKind, NewEvent};
+pub use fabric::{Breaker, BreakerState, FabricCapacity, FabricKind, FabricStatus, PageRequest};
 pub use fabric_source::FabricSource;
 pub use node::{CheckResult, Health, KernelNbd, Node, NodeLimits};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use patch::{AttachmentPatch, IscsiPatch, SourcePatch};
 pub use recovery_timeout::RecoveryTimeout;
 pub use volume::{
-    DeletePolicy, FabricChap, PlacementMode, Qos, Snapshot, SnapshotList, SnapshotRef, Template,
-    TemplateList, TemplateVolume, Volume, VolumeList, VolumePatch, VolumeRequest, VolumeSource,
-    VolumeState, VolumeUnit,
+    DeletePolicy, FabricChap, PlacementMode, Qos, Snapshot, SnapshotList, SnapshotPlace,
+    SnapshotPlaceError, SnapshotRef, Template, TemplateList, TemplateVolume, Volume, VolumeList,
+    VolumePatch, VolumeRequest, VolumeSource, VolumeState, VolumeUnit,
 };
 
 /// Milliseconds since 1970 (UTC), now.

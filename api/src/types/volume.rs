@@ -270,15 +270,21 @@ pub struct VolumeUnit {
     pub open: bool,
     /// Initiators that are admitted.
     pub access: Vec<String>,
+    /// Groups of initiators, kept on the fabric, that are admitted besides.
+    #[serde(default)]
+    pub access_groups: Vec<String>,
     /// Initiators that are logged in now.
     pub sessions: Vec<String>,
 }
 
-/// All volumes.
+/// All volumes, or a page of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeList {
     /// Ordered by name.
     pub volumes: Vec<Volume>,
+    /// There are more: `after` of the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// An AppTemplate of the fabric.
@@ -321,6 +327,9 @@ pub struct TemplateList {
 /// A snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
+    /// The volume that it is of.
+    #[schema(value_type = String)]
+    pub volume: VolumeName,
     /// Its identifier. Fabrics keep no names: the identifier follows from volume and name.
     pub id: String,
     /// The name it was asked for by, in the answer to a call that named it.
@@ -333,11 +342,67 @@ pub struct Snapshot {
     pub ready: bool,
 }
 
-/// All snapshots of a volume.
+/// All snapshots of a volume, or a page of those of all volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotList {
-    /// Oldest first.
+    /// Those of one volume: oldest first. Of all volumes: by volume, and then oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// There are more: `after` of the next page. It has no meaning besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+impl Snapshot {
+    /// Its place in a list of the snapshots of all volumes.
+    #[must_use]
+    pub fn place(&self) -> SnapshotPlace {
+        SnapshotPlace {
+            volume: self.volume.clone(),
+            taken_unix_ms: self.taken_unix_ms,
+            id: self.id.clone(),
+        }
+    }
+}
+
+/// The place of a snapshot in a list of those of all volumes: by volume, then by age.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnapshotPlace {
+    volume: VolumeName,
+    taken_unix_ms: Option<u64>,
+    id: String,
+}
+
+impl std::fmt::Display for SnapshotPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let taken = self
+            .taken_unix_ms
+            .map_or_else(String::new, |ms| ms.to_string());
+        write!(f, "{}/{taken}/{}", self.volume, self.id)
+    }
+}
+
+/// Text that is no place in a list of snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected the `next` of a page of snapshots")]
+pub struct SnapshotPlaceError;
+
+impl std::str::FromStr for SnapshotPlace {
+    type Err = SnapshotPlaceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, '/');
+        let mut part = || parts.next().ok_or(SnapshotPlaceError);
+        let (volume, taken, id) = (part()?, part()?, part()?);
+        let taken_unix_ms = match taken {
+            "" => None,
+            taken => Some(taken.parse().map_err(|_| SnapshotPlaceError)?),
+        };
+        Ok(Self {
+            volume: volume.parse().map_err(|_| SnapshotPlaceError)?,
+            taken_unix_ms,
+            id: id.to_owned(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -367,6 +432,29 @@ mod tests {
         let patch = |json: &str| serde_json::from_str::<VolumePatch>(json).unwrap();
         assert_eq!(patch("{}").qos, None);
         assert_eq!(patch(r#"{"qos":null}"#).qos, Some(None));
+    }
+
+    #[test]
+    fn places_of_snapshots_are_told_and_understood() {
+        let mut snapshot = Snapshot {
+            volume: "vol-1".parse().unwrap(),
+            id: "5d0c4a7e-2f61-4b8e-9a53-1c7be0d2f944".into(),
+            name: None,
+            taken_unix_ms: Some(1_600_000_000_123),
+            ready: true,
+        };
+        for taken in [snapshot.taken_unix_ms, None] {
+            snapshot.taken_unix_ms = taken;
+            let place = snapshot.place();
+            assert_eq!(place.to_string().parse(), Ok(place));
+        }
+        for wrong in ["", "vol-1", "vol-1/x/id", "a/1/id"] {
+            assert_eq!(
+                wrong.parse::<SnapshotPlace>(),
+                Err(SnapshotPlaceError),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

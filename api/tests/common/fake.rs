@@ -10,8 +10,9 @@ use berth_api::events::EventLog;
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentPatch, AttachmentState, CheckResult, Counters,
     DeletePolicy, DiscoveredPortal, DiscoveredTarget, Discovery, DiscoveryRequest, EventKind,
-    Health, KernelNbd, NewEvent, Node, NodeLimits, Snapshot, SourceSummary, Template,
-    TemplateVolume, Volume, VolumePatch, VolumeRequest, VolumeState, VolumeUnit,
+    FabricKind, FabricStatus, Health, KernelNbd, NewEvent, Node, NodeLimits, Snapshot,
+    SourceSummary, Template, TemplateVolume, Volume, VolumePatch, VolumeRequest, VolumeState,
+    VolumeUnit,
 };
 use berth_api::{
     Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, Portal, TargetName,
@@ -112,6 +113,7 @@ pub(crate) fn volume(name: &VolumeName, size_bytes: u64) -> Volume {
             chap: false,
             open: false,
             access: Vec::new(),
+            access_groups: Vec::new(),
             sessions: Vec::new(),
         }],
     }
@@ -225,6 +227,22 @@ impl NodeService for Fake {
                     portal_group_tag: 1,
                 }],
             }],
+        })
+    }
+
+    async fn fabric(&self, call: &Call) -> Result<FabricStatus, Error> {
+        self.calls.lock().unwrap().push(call.clone());
+        Ok(FabricStatus {
+            kind: FabricKind::Declared,
+            url: None,
+            reachable: true,
+            reason: None,
+            name: Some("fake".into()),
+            version: None,
+            api_version: None,
+            health: Some("ok".into()),
+            capacity: None,
+            breaker: None,
         })
     }
 
@@ -346,6 +364,12 @@ impl NodeService for Fake {
         Ok(self.snapshots.lock().unwrap().values().cloned().collect())
     }
 
+    async fn all_snapshots(&self, _: &Call) -> Result<Vec<Snapshot>, Error> {
+        let mut all: Vec<_> = self.snapshots.lock().unwrap().values().cloned().collect();
+        all.sort_by_key(Snapshot::place);
+        Ok(all)
+    }
+
     async fn take_snapshot(
         &self,
         _: &Call,
@@ -356,6 +380,7 @@ impl NodeService for Fake {
             return Err(no_volume(name));
         }
         let taken = Snapshot {
+            volume: name.clone(),
             id: format!("id-of-{snapshot}"),
             name: Some(snapshot.into()),
             taken_unix_ms: Some(1_600_000_000_123),

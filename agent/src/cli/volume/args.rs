@@ -60,6 +60,12 @@ pub(in crate::cli) enum Template {
     List,
 }
 
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Fabric {
+    /// Show whether it answers, its versions, health and space; fails when it does not answer
+    Show,
+}
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Create {
     /// Name of the volume
@@ -182,11 +188,11 @@ impl Limits {
 pub(in crate::cli) enum Snapshot {
     /// Take a snapshot, or find the one that was taken under this name
     Take(OneSnapshot),
-    /// List the snapshots of a volume, oldest first
+    /// List the snapshots of a volume, oldest first, or of all volumes
     #[command(visible_alias = "ls")]
     List {
         /// Name of the volume
-        name: VolumeName,
+        name: Option<VolumeName>,
     },
     /// Delete a snapshot; succeeds when it was not there
     #[command(visible_alias = "rm")]

@@ -1,6 +1,7 @@
 //! `volume` and `template`: the storage fabric.
 
 pub(super) mod args;
+mod fabric;
 
 use berth_api::client::Client;
 use berth_api::types::{
@@ -12,6 +13,7 @@ use berth_api::{TargetName, VolumeName};
 use super::error::Failure;
 use super::output::{Output, age, clean, or_dash, size, table};
 use super::secret;
+pub(super) use fabric::run as run_fabric;
 
 pub(super) async fn run(
     client: &Client,
@@ -178,7 +180,10 @@ async fn make(
 async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
     let volumes = client.volumes().await?;
     if output.is_json() {
-        return output.json(&VolumeList { volumes });
+        return output.json(&VolumeList {
+            volumes,
+            next: None,
+        });
     }
     if volumes.is_empty() {
         eprintln!("there are no volumes on the fabric");
@@ -276,6 +281,9 @@ fn page(output: &Output, volume: &Volume, said: Option<&str>) -> String {
         for initiator in &unit.access {
             line("admitted", initiator);
         }
+        for group in &unit.access_groups {
+            line("admitted", &format!("group {group}"));
+        }
         for initiator in &unit.sessions {
             line("in use by", initiator);
         }
@@ -327,23 +335,31 @@ async fn snapshot(
             output.text(&said)
         }
         args::Snapshot::List { name } => {
-            let snapshots = client.snapshots(&name).await?;
+            let snapshots = match &name {
+                Some(name) => client.snapshots(name).await?,
+                None => client.all_snapshots().await?,
+            };
             if output.is_json() {
-                return output.json(&SnapshotList { snapshots });
+                return output.json(&SnapshotList {
+                    snapshots,
+                    next: None,
+                });
             }
             if snapshots.is_empty() {
-                eprintln!("{name} has no snapshots");
+                let whose = name.map_or("no volume".to_owned(), |name| name.to_string());
+                eprintln!("{whose} has no snapshots");
                 return Ok(());
             }
             let row = |one: &Snapshot| {
                 vec![
+                    one.volume.to_string(),
                     one.id.clone(),
                     or_dash(one.taken_unix_ms.map(age)),
                     if one.ready { "ready" } else { "preparing" }.to_owned(),
                 ]
             };
             output.text(&table(
-                &["ID", "AGE", "STATE"],
+                &["VOLUME", "ID", "AGE", "STATE"],
                 &[],
                 snapshots.iter().map(row).collect(),
             ))

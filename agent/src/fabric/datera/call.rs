@@ -139,6 +139,11 @@ impl Rest {
         })
     }
 
+    /// How the breaker stands.
+    pub(super) fn breaker(&self) -> berth_api::types::Breaker {
+        self.breaker.view()
+    }
+
     /// GET of one thing; `data` of the envelope.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,

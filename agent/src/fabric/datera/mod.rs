@@ -1,6 +1,6 @@
 //! The Datera REST API, versions 2.2 and 2.1.
 //!
-//! - `http`: one request and its answer; `call`: tries, session, breaker; `session`: login and versions
+//! - `http`: one request and its answer; `call`: tries, session, breaker; `session`: login and versions; `list`: paging
 //! - `wire`: the fabric's JSON; `view`: its objects as ours
 //! - `make`, `change`, `access`, `snapshots`: the operations
 //!
@@ -10,6 +10,7 @@ mod access;
 mod call;
 mod change;
 mod http;
+mod list;
 mod make;
 mod session;
 mod snapshots;
@@ -19,15 +20,14 @@ mod view;
 mod wire;
 
 use berth_api::VolumeName;
-use berth_api::types::{Chap, DeletePolicy, Qos, Snapshot, Template, Volume, VolumeRequest};
-use serde::de::DeserializeOwned;
+use berth_api::types::{
+    Chap, DeletePolicy, FabricCapacity, FabricKind, Qos, Snapshot, Template, Volume, VolumeRequest,
+};
 
-use super::{Capacity, Doing, Fabric, FabricError, FabricHealth, Op, Stats};
+use super::error::text_of;
+use super::{Doing, Fabric, FabricError, FabricHealth, Facts, Hold, Op, Stats};
 use crate::config;
 use call::Rest;
-
-/// Most entries of one list; beyond, something is wrong with the paging.
-const LIST_MAX: usize = 100_000;
 
 /// A fabric that speaks the Datera REST API.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Datera {
         if instance.name != name.as_str() {
             return Err(FabricError::Malformed {
                 what: format!("app_instances/{name}"),
-                detail: format!("it is about {:?}", super::error::text_of(&instance.name)),
+                detail: format!("it is about {:?}", text_of(&instance.name)),
             });
         }
         Ok(instance)
@@ -78,7 +78,12 @@ impl Datera {
 
     async fn find(&self, op: &Op, name: &VolumeName) -> Result<Volume, FabricError> {
         let instance = self.instance(op, name).await?;
-        view::volume(&instance, self.rest.settings.iscsi_port).ok_or_else(|| {
+        self.shown(name, &instance)
+    }
+
+    /// An app instance as a volume.
+    fn shown(&self, name: &VolumeName, instance: &wire::Instance) -> Result<Volume, FabricError> {
+        view::volume(instance, self.rest.settings.iscsi_port).ok_or_else(|| {
             FabricError::Malformed {
                 what: format!("app_instances/{name}"),
                 detail: "its name is no name of a volume".to_owned(),
@@ -106,60 +111,31 @@ impl Datera {
         }
     }
 
-    /// A whole list, page by page.
-    async fn list<T: DeserializeOwned>(&self, op: &Op, path: &str) -> Result<Vec<T>, FabricError> {
-        let limit = self.rest.settings.page_size as usize;
-        let mut all = Vec::new();
-        loop {
-            let query = [
-                ("limit", limit.to_string()),
-                ("offset", all.len().to_string()),
-            ];
-            let mut envelope = match self.rest.get_with(op, path, &query).await {
-                // An empty sub-resource may be an error.
-                Err(FabricError::Refused { message, .. }) if message.starts_with("No data at ") => {
-                    return Ok(all);
-                }
-                other => other?,
-            };
-            let page: wire::Page = envelope
-                .get_mut("metadata")
-                .and_then(|metadata| serde_json::from_value(metadata.take()).ok())
-                .unwrap_or_default();
-            let rows: Vec<T> = wire::data(envelope, path).map_err(|failed| failed.error)?;
-            let got = rows.len();
-            all.extend(rows);
-            if all.len() > LIST_MAX {
-                return Err(FabricError::Malformed {
-                    what: path.to_owned(),
-                    detail: format!("more than {LIST_MAX} entries"),
-                });
-            }
-            // Without a number a full page may have another one behind it.
-            let complete = match page.total_count.or(page.total) {
-                Some(total) => all.len() as u64 >= total,
-                None => got < limit,
-            };
-            if complete || got == 0 {
-                return Ok(all);
-            }
+    async fn instances(&self, op: &Op) -> Result<Vec<wire::Instance>, FabricError> {
+        fn key(instance: &wire::Instance) -> String {
+            format!("{} {}", instance.path, instance.name)
         }
+        self.list(op, "/app_instances", key).await
     }
 
     async fn all(&self, op: &Op) -> Result<Vec<Volume>, FabricError> {
-        let instances: Vec<wire::Instance> = self.list(op, "/app_instances").await?;
+        let instances = self.instances(op).await?;
         let mut volumes: Vec<Volume> = instances
             .iter()
             .filter_map(|instance| view::volume(instance, self.rest.settings.iscsi_port))
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        // One that is made or deleted between two pages moves the others.
+        // Two tenants may show us the same name.
         volumes.dedup_by(|a, b| a.name == b.name);
         Ok(volumes)
     }
 
     async fn all_templates(&self, op: &Op) -> Result<Vec<Template>, FabricError> {
-        let all: Vec<wire::Template> = self.list(op, "/app_templates").await?;
+        let all: Vec<wire::Template> = self
+            .list(op, "/app_templates", |template: &wire::Template| {
+                template.name.clone()
+            })
+            .await?;
         let mut templates: Vec<Template> = all.iter().map(view::template).collect();
         templates.sort_by(|a, b| a.name.cmp(&b.name));
         templates.dedup_by(|a, b| a.name == b.name);
@@ -167,6 +143,7 @@ impl Datera {
     }
 
     async fn system(&self, op: &Op) -> Result<FabricHealth, FabricError> {
+        let api_version = self.rest.session(op).await?.version.as_str().to_owned();
         let system: wire::System = self.rest.get(op, "/system").await?;
         let bytes = |number: Option<f64>| {
             number
@@ -177,7 +154,7 @@ impl Datera {
             bytes(system.total_capacity),
             bytes(system.available_capacity),
         ) {
-            (Some(total_bytes), Some(available_bytes)) => Some(Capacity {
+            (Some(total_bytes), Some(available_bytes)) => Some(FabricCapacity {
                 total_bytes,
                 available_bytes,
                 provisioned_bytes: bytes(system.total_provisioned_capacity),
@@ -185,9 +162,10 @@ impl Datera {
             _ => None,
         };
         Ok(FabricHealth {
-            name: system.name.unwrap_or_default(),
-            version: system.sw_version.unwrap_or_default(),
-            health: system.health.or(system.op_state).unwrap_or_default(),
+            name: text_of(&system.name.unwrap_or_default()),
+            version: text_of(&system.sw_version.unwrap_or_default()),
+            api_version,
+            health: text_of(&system.health.or(system.op_state).unwrap_or_default()),
             capacity,
         })
     }
@@ -251,6 +229,16 @@ impl Fabric for Datera {
         Box::pin(self.admit(op, name, initiator))
     }
 
+    fn hold<'a>(
+        &'a self,
+        op: &'a Op,
+        name: &'a VolumeName,
+        initiator: &'a str,
+        terms: Hold,
+    ) -> Doing<'a, Volume> {
+        Box::pin(self.claim(op, name, initiator, terms))
+    }
+
     fn revoke<'a>(&'a self, op: &'a Op, name: &'a VolumeName, initiator: &'a str) -> Doing<'a, ()> {
         Box::pin(self.dismiss(op, name, initiator))
     }
@@ -266,6 +254,10 @@ impl Fabric for Datera {
 
     fn snapshots<'a>(&'a self, op: &'a Op, name: &'a VolumeName) -> Doing<'a, Vec<Snapshot>> {
         Box::pin(self.all_snapshots(op, name))
+    }
+
+    fn all_snapshots<'a>(&'a self, op: &'a Op) -> Doing<'a, Vec<Snapshot>> {
+        Box::pin(self.snapshots_of_all(op))
     }
 
     fn delete_snapshot<'a>(
@@ -288,6 +280,14 @@ impl Fabric for Datera {
 
     fn credentials(&self, _name: &VolumeName) -> Option<Chap> {
         None
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            kind: FabricKind::Datera,
+            url: self.rest.settings.url.clone(),
+            breaker: Some(self.rest.breaker()),
+        }
     }
 
     fn stats(&self) -> Option<&Stats> {

@@ -53,7 +53,7 @@ impl Datera {
         }
         loop {
             if let Some(found) = found.take() {
-                let shown = view::snapshot(&found, Some(snapshot));
+                let shown = view::snapshot(name, &found, Some(snapshot));
                 match found.op_state.as_deref() {
                     Some("available") => return Ok((shown, created)),
                     Some("failed") => {
@@ -87,9 +87,36 @@ impl Datera {
         let found = self.list_snapshots(op, &path).await?;
         let mut all: Vec<_> = found
             .iter()
-            .map(|found| view::snapshot(found, None))
+            .map(|found| view::snapshot(name, found, None))
             .collect();
-        all.sort_by(|a, b| (a.taken_unix_ms, &a.id).cmp(&(b.taken_unix_ms, &b.id)));
+        all.sort_by_key(Snapshot::place);
+        Ok(all)
+    }
+
+    /// See [`crate::fabric::Fabric::all_snapshots`]. They are part of their volumes, so the list of these has them all.
+    pub(super) async fn snapshots_of_all(&self, op: &Op) -> Result<Vec<Snapshot>, FabricError> {
+        let mut all = Vec::new();
+        for instance in self.instances(op).await? {
+            let Ok(name) = instance.name.parse::<VolumeName>() else {
+                continue; // Another API made it.
+            };
+            for storage in &instance.storage_instances {
+                for unit in &storage.volumes {
+                    let unit_name = format!("{}/{}", storage.name, unit.name);
+                    let found = if unit.snapshots.iter().all(is_whole) {
+                        unit.snapshots.clone()
+                    } else {
+                        let path = format!("{}/snapshots", unit_path(&name, &unit_name)?);
+                        match self.list_snapshots(op, &path).await {
+                            Err(error) if error.is_not_found() => continue, // Deleted meanwhile.
+                            other => other?,
+                        }
+                    };
+                    all.extend(found.iter().map(|found| view::snapshot(&name, found, None)));
+                }
+            }
+        }
+        all.sort_by_key(Snapshot::place);
         Ok(all)
     }
 
@@ -142,7 +169,9 @@ impl Datera {
         op: &Op,
         path: &str,
     ) -> Result<Vec<wire::Snapshot>, FabricError> {
-        let all: Vec<wire::Snapshot> = self.list(op, path).await?;
+        let all: Vec<wire::Snapshot> = self
+            .list(op, path, |s: &wire::Snapshot| s.utc_ts.clone())
+            .await?;
         let usable = |s: &wire::Snapshot| is_time(&s.utc_ts);
         Ok(all.into_iter().filter(usable).collect())
     }
@@ -157,6 +186,11 @@ impl Datera {
         tokio::time::sleep(pause).await;
         Ok(())
     }
+}
+
+/// Whether a snapshot that stands in its volume has all that we tell of it.
+fn is_whole(snapshot: &wire::Snapshot) -> bool {
+    is_time(&snapshot.utc_ts) && !snapshot.uuid.is_empty() && snapshot.op_state.is_some()
 }
 
 /// `SECONDS.NANOSECONDS`, the fabric's key of a snapshot.

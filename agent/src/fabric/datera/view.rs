@@ -1,7 +1,7 @@
 //! The fabric's objects as ours.
 
 use berth_api::types::{Qos, Snapshot, Template, TemplateVolume, Volume, VolumeState, VolumeUnit};
-use berth_api::{Portal, TargetName};
+use berth_api::{Portal, TargetName, VolumeName};
 
 use super::wire;
 
@@ -72,6 +72,7 @@ fn units(storage: &wire::Storage, port: u16) -> Vec<VolumeUnit> {
         .filter_map(|ip| Portal::new(ip, port).ok())
         .collect();
     let access: Vec<String> = admitted(&storage.acl_policy);
+    let groups = wire::names_of(&storage.acl_policy.initiator_groups);
     let sessions: Vec<String> = sessions(storage);
     (0u16..)
         .zip(&storage.volumes)
@@ -88,6 +89,7 @@ fn units(storage: &wire::Storage, port: u16) -> Vec<VolumeUnit> {
             chap: matches!(storage.auth.kind.as_deref(), Some("chap" | "mchap")),
             open: storage.access_control_mode.as_deref() == Some("allow_all"),
             access: access.clone(),
+            access_groups: groups.clone(),
             sessions: sessions.clone(),
         })
         .collect()
@@ -100,23 +102,12 @@ fn placement(volume: &wire::Volume) -> Option<String> {
 
 /// Who is admitted.
 pub(super) fn admitted(acl: &wire::Acl) -> Vec<String> {
-    let name = |entry| wire::last_segment(wire::path_of(entry)).to_owned();
-    acl.initiators
-        .iter()
-        .map(name)
-        .filter(|name| !name.is_empty())
-        .collect()
+    wire::names_of(&acl.initiators)
 }
 
 /// Who is logged in.
 pub(super) fn sessions(storage: &wire::Storage) -> Vec<String> {
-    let name = |entry| wire::last_segment(wire::path_of(entry)).to_owned();
-    storage
-        .active_initiators
-        .iter()
-        .map(name)
-        .filter(|name| !name.is_empty())
-        .collect()
+    wire::names_of(&storage.active_initiators)
 }
 
 /// Limits; `None` when there are none.
@@ -155,14 +146,19 @@ pub(super) fn template(template: &wire::Template) -> Template {
     }
 }
 
-/// A snapshot; `name`: what it was asked for by.
-pub(super) fn snapshot(snapshot: &wire::Snapshot, name: Option<&str>) -> Snapshot {
+/// A snapshot of a volume; `name`: what it was asked for by.
+pub(super) fn snapshot(
+    volume: &VolumeName,
+    snapshot: &wire::Snapshot,
+    name: Option<&str>,
+) -> Snapshot {
     let id = if snapshot.uuid.is_empty() {
         &snapshot.utc_ts
     } else {
         &snapshot.uuid
     };
     Snapshot {
+        volume: volume.clone(),
         id: id.clone(),
         name: name.filter(|name| name != id).map(str::to_owned),
         taken_unix_ms: taken_unix_ms(&snapshot.utc_ts),

@@ -62,6 +62,7 @@ pub(super) struct Storage {
 #[serde(default)]
 pub(super) struct Acl {
     pub(super) initiators: Vec<Value>,
+    pub(super) initiator_groups: Vec<Value>,
 }
 
 /// Where a target is.
@@ -194,6 +195,16 @@ pub(super) fn path_of(value: &Value) -> &str {
         _ => None,
     };
     path.unwrap_or_default()
+}
+
+/// The last segments of the paths of references.
+pub(super) fn names_of(references: &[Value]) -> Vec<String> {
+    let name = |entry| last_segment(path_of(entry)).to_owned();
+    references
+        .iter()
+        .map(name)
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 /// The last segment of a path.

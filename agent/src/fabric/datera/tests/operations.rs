@@ -314,6 +314,26 @@ async fn snapshots_by_name() {
     assert_eq!(fabric.all_snapshots(&op(), &volume).await.unwrap().len(), 1);
 }
 
+/// A deletion moves what lies behind it towards the beginning: what would go by unseen is found.
+#[tokio::test]
+async fn lists_are_whole_while_volumes_are_deleted() {
+    let stub = Stub::start().await;
+    let mut settings = stub.settings();
+    settings.page_size = 5;
+    let fabric = Datera::new(&settings, "berth-test").unwrap();
+    for number in 0..40 {
+        let name = format!("vol-{number:02}");
+        create(&fabric, &name, &sized(1)).await.unwrap();
+    }
+    stub.model().vanishing = 7;
+    let all = fabric.all(&op()).await.unwrap();
+    let names: Vec<_> = all.iter().map(|volume| volume.name.to_string()).collect();
+    for number in 7..40 {
+        let name = format!("vol-{number:02}");
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+}
+
 #[tokio::test]
 async fn lists_are_read_page_by_page() {
     let stub = Stub::start().await;

@@ -48,6 +48,8 @@ pub(crate) struct Model {
     pub(crate) slow_to_come: u32,
     /// Target and address of every volume; nothing: made up.
     pub(crate) place: Option<(String, String)>,
+    /// After each page of volumes the first one of so many is deleted.
+    pub(crate) vanishing: usize,
     /// Entries of one page, at most.
     pub(crate) page_max: usize,
 }
@@ -264,7 +266,14 @@ impl Model {
                 let template = self.templates.iter().find(|t| t["name"] == *name);
                 template.map_or_else(|| not_found("template"), |t| found(t.clone()))
             }
-            ("GET", ["app_instances"]) => self.page(&self.instances, query),
+            ("GET", ["app_instances"]) => {
+                let page = self.page(&self.instances, query);
+                if self.vanishing > 0 {
+                    self.vanishing -= 1;
+                    self.instances.remove(0);
+                }
+                page
+            }
             ("POST", ["app_instances"]) => self.create(body),
             ("GET", ["initiators", id]) => match self.initiators.iter().any(|i| i == id) {
                 true => found(
