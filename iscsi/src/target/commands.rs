@@ -1,7 +1,7 @@
 //! SCSI commands: arrival, data, execution.
 //!
 //! ```text
-//! command PDU -> checks -> task -> [its turn by CmdSN] -> [R2T, Data-Out]* -> execute -> answers
+//! command PDU -> checks -> task -> [its turn by CmdSN] -> [R2T, Data-Out]* -> [limits] -> execute -> answers
 //! ```
 
 use std::time::Instant;
@@ -299,7 +299,7 @@ impl Connection {
         let until = match self.tasks[task].fault {
             TaskFault::HoldExecution => None,
             TaskFault::DelayExecution(time) => Some(now + time),
-            _ => return self.execute(shared, now, task, data),
+            _ => return self.pace(shared, now, task, data),
         };
         self.held.push(Held {
             task,
@@ -308,7 +308,24 @@ impl Connection {
         });
     }
 
-    fn execute(
+    /// Executes it now, or when the limits of its unit allow it.
+    fn pace(
+        &mut self,
+        shared: &mut Shared,
+        now: Instant,
+        task: usize,
+        data: Result<Payload, DataError>,
+    ) {
+        if !shared.pacing.is_empty()
+            && let Ok(data) = &data
+            && self.waits_for_limits(shared, now, task, data)
+        {
+            return;
+        }
+        self.execute(shared, now, task, data);
+    }
+
+    pub(super) fn execute(
         &mut self,
         shared: &mut Shared,
         now: Instant,
@@ -388,7 +405,7 @@ impl Connection {
             }
             let Held { task, execute, .. } = self.held.remove(at);
             match execute {
-                Some(data) => self.execute(shared, now, task, data),
+                Some(data) => self.pace(shared, now, task, data),
                 None => self.answer(task),
             }
         }

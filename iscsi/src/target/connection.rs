@@ -21,6 +21,7 @@ use super::counters::Counters;
 use super::faults::{FaultPlan, LoginFault};
 use super::login::LoginPhase;
 use super::management::PendingManagement;
+use super::paced::Paced;
 use super::portal::{Link, Shared};
 use super::session::{EarlyCommand, SessionKind};
 use super::task::{ReadRules, Task};
@@ -166,6 +167,8 @@ pub(super) struct Connection {
     pub(super) waiting_writes: VecDeque<usize>,
     pub(super) reserved_bytes: u64,
     pub(super) held: Vec<Held>,
+    /// Commands that wait for the limits of their unit.
+    pub(super) paced: VecDeque<Paced>,
     /// Aborted tasks whose data is still coming, oldest first.
     pub(super) aborted: VecDeque<(Itt, Box<WriteData>)>,
     pub(super) pending_management: Vec<PendingManagement>,
@@ -218,6 +221,7 @@ impl Connection {
             waiting_writes: VecDeque::new(),
             reserved_bytes: 0,
             held: Vec::new(),
+            paced: VecDeque::new(),
             aborted: VecDeque::new(),
             pending_management: Vec::new(),
             text: None,
@@ -504,7 +508,7 @@ impl Connection {
         }
         tracing::debug!(connection = self.id.0, %reason, "target closes a connection");
         self.phase = Phase::Closing(reason);
-        self.drop_tasks();
+        self.drop_tasks(shared);
         // A reinstated session belongs to its new connection already.
         if let Some(session) = self.session.take()
             && shared
@@ -519,7 +523,8 @@ impl Connection {
     }
 
     /// Forgets all tasks without an answer.
-    pub(super) fn drop_tasks(&mut self) {
+    pub(super) fn drop_tasks(&mut self, shared: &mut Shared) {
+        self.forget_paced(shared);
         self.tasks.clear();
         self.by_itt.clear();
         self.answers.clear();
@@ -549,6 +554,7 @@ impl Connection {
             .chain(next_ping)
             .chain(self.logout_until)
             .chain(self.held.iter().filter_map(|held| held.until))
+            .chain(self.paced_due(shared))
             .chain(self.pending_management.iter().map(|pending| pending.until))
             .min()
     }
@@ -576,6 +582,7 @@ impl Connection {
         self.release_held(shared, now, |held| {
             held.until.is_some_and(|until| until <= now)
         });
+        self.release_paced(shared, now);
         self.answer_management(now);
     }
 

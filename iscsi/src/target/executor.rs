@@ -2,10 +2,12 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_iobuf::Payload;
 use bytes::Bytes;
 
+use super::pace::Load;
 use crate::types::Isid;
 
 /// An I_T nexus: one initiator port seen by one target port (SAM-5 4.7). Two sessions of one initiator
@@ -80,6 +82,15 @@ pub trait ScsiExecutor: Any + Send {
         // INVALID FIELD IN COMMAND INFORMATION UNIT, as FCP-4 has it for this case.
         (offered_bytes < wanted_bytes).then(|| ScsiReply::check_condition(0x05, 0x0e, 0x03))
     }
+
+    /// What a command that reads or writes the medium costs, for units with [limits](super::Portal::set_limits); `None` for
+    /// commands that are not limited.
+    fn load(&self, _cdb: &[u8]) -> Option<Load> {
+        None
+    }
+
+    /// A command had to wait for the limits for so long; it is executed next.
+    fn waited(&mut self, _load: Load, _time: Duration) {}
 
     /// Executes one command. `data_out` holds at most what [`ScsiExecutor::data_out_len_bytes`] said.
     fn execute(&mut self, nexus: &Nexus, cdb: &[u8], data_out: &Payload) -> ScsiReply;

@@ -179,6 +179,7 @@ impl Connection {
             self.answer_bytes -= self.tasks[task].unsent_bytes();
         }
         self.held.retain(|held| held.task != task);
+        self.withdraw_paced(shared, task);
         self.waiting_writes.retain(|write| *write != task);
         let mut task = self.remove_task(shared, task);
         let Some(mut data) = task.data.take() else {
@@ -204,7 +205,7 @@ impl Connection {
             _ => (2, false),
         };
         if over {
-            self.drop_tasks();
+            self.drop_tasks(shared);
         }
         self.queue(Pdu::LogoutResponse(LogoutResponse {
             response,
@@ -226,6 +227,8 @@ impl Connection {
                 self.control.clear();
                 self.close(shared, reason);
             }
+            // The driver asks for the time after every order.
+            Order::LookAtTheClock => {}
             Order::AbortUnit(unit) => {
                 if matches!(self.phase, Phase::Full) {
                     self.abort_unit(shared, Some(unit));

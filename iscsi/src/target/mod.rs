@@ -4,7 +4,7 @@
 //! every connection of a portal on one thread, and able to misbehave on request ([`faults`]).
 //!
 //! ```text
-//! bytes -> connection (login, commands, write data, management, text) -> executor (logical unit)
+//! bytes -> connection (login, commands, write data, management, text) -> [limits] -> executor (logical unit)
 //! bytes <- transmit (order, numbers, digests, faults) <- task answers <-------------'
 //! ```
 //!
@@ -24,6 +24,8 @@ mod login;
 pub mod lu;
 mod lun_map;
 mod management;
+mod pace;
+mod paced;
 mod portal;
 mod session;
 mod task;
@@ -41,6 +43,7 @@ pub use config::{Access, PortalGroup, PortalSettings, TargetConfig, UnitId};
 pub use connection::{CloseReason, ConnectionId};
 pub use counters::Counters;
 pub use executor::{Nexus, ScsiExecutor, ScsiReply};
+pub use pace::{Direction, Limits, Load, Rate};
 pub use portal::{AsyncNotice, Link, Portal, TargetExists};
 pub use session::{SessionInfo, SessionKind};
 pub use write::DataOutViolation;

@@ -25,6 +25,7 @@ use super::counters::Counters;
 use super::executor::{Nexus, ScsiExecutor, ScsiReply};
 use super::faults::FaultPlan;
 use super::lun_map;
+use super::pace::{Limits, Pacing};
 use super::session::{Session, SessionInfo, SessionKind};
 use crate::name::IscsiName;
 use crate::pdu::AsyncMessage;
@@ -36,6 +37,8 @@ pub(super) enum Order {
     Close(CloseReason),
     /// Its tasks on this unit die without an answer; a unit attention tells.
     AbortUnit(usize),
+    /// It is its turn at a limit, now or soon.
+    LookAtTheClock,
 }
 
 #[derive(Debug)]
@@ -50,6 +53,7 @@ pub(super) struct Shared {
     pub(super) units: Slab<Box<dyn ScsiExecutor>>,
     pub(super) sessions: Slab<Session>,
     pub(super) orders: Vec<(ConnectionId, Order)>,
+    pub(super) pacing: Pacing,
     by_name: BTreeMap<String, usize>,
     last_tsih: u16,
 }
@@ -231,6 +235,7 @@ impl Portal {
                 units: Slab::new(),
                 sessions: Slab::new(),
                 orders: Vec::new(),
+                pacing: Pacing::default(),
                 by_name: BTreeMap::new(),
                 last_tsih: 0,
             },
@@ -266,7 +271,23 @@ impl Portal {
     pub fn remove_unit(&mut self, unit: UnitId) -> bool {
         let mut targets = self.shared.targets.iter();
         let mapped = targets.any(|(_, target)| target.config.luns.values().any(|u| *u == unit));
-        !mapped && self.shared.units.try_remove(unit.0).is_some()
+        let removed = !mapped && self.shared.units.try_remove(unit.0).is_some();
+        if removed {
+            self.shared.pacing.remove(unit.0);
+        }
+        removed
+    }
+
+    /// Limits what a logical unit starts in a second, from now on, also for commands that wait. A unit without limits
+    /// pays nothing for those of others but one look-up. Says whether the unit is there.
+    pub fn set_limits(&mut self, now: Instant, unit: UnitId, limits: &Limits) -> bool {
+        let there = self.shared.units.contains(unit.0);
+        if there {
+            let Shared { pacing, orders, .. } = &mut self.shared;
+            pacing.set(now, unit.0, limits, orders);
+            self.carry_out();
+        }
+        there
     }
 
     /// Adds a target.

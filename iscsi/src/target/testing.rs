@@ -1,10 +1,11 @@
 //! A logical unit of a few commands in memory, for the tests of the protocol alone.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use berth_iobuf::Payload;
 
-use super::{Nexus, ScsiExecutor, ScsiReply};
+use super::{Direction, Load, Nexus, ScsiExecutor, ScsiReply};
 use crate::scsi::Command;
 
 pub(crate) const BLOCK_BYTES: usize = 512;
@@ -14,6 +15,8 @@ pub(crate) struct RamUnit {
     pub(crate) bytes: Vec<u8>,
     /// Every write executed: LBA and length in bytes.
     pub(crate) writes: Vec<(u64, usize)>,
+    /// Commands that had to wait for limits.
+    pub(crate) waited: Vec<(Load, Duration)>,
     pub(crate) resets: u32,
     pub(crate) begun: Vec<(Nexus, bool)>,
     pub(crate) ended: u32,
@@ -50,6 +53,20 @@ impl ScsiExecutor for RamUnit {
             Command::Write(transfer) => Some(u64::from(transfer.blocks) * BLOCK_BYTES as u64),
             _ => Some(0),
         }
+    }
+
+    fn load(&self, cdb: &[u8]) -> Option<Load> {
+        let (direction, blocks) = match Command::parse(cdb).ok()? {
+            Command::Read(transfer) => (Direction::Read, transfer.blocks),
+            Command::Write(transfer) => (Direction::Write, transfer.blocks),
+            _ => return None,
+        };
+        let bytes = u64::from(blocks) * BLOCK_BYTES as u64;
+        Some(Load { direction, bytes })
+    }
+
+    fn waited(&mut self, load: Load, time: Duration) {
+        self.waited.push((load, time));
     }
 
     fn execute(&mut self, nexus: &Nexus, cdb: &[u8], data_out: &Payload) -> ScsiReply {

@@ -33,6 +33,7 @@ use self::persistent::PersistentReservations;
 use self::refusal::Refusal;
 use super::disk::{Disk, DiskError, ReadSink};
 use super::executor::{Nexus, ScsiExecutor, ScsiReply};
+use super::pace::{Direction, Load};
 use crate::scsi::alua::{AccessState, PortGroup};
 use crate::scsi::{CdbError, Code, Command, Sense};
 
@@ -352,6 +353,20 @@ impl ScsiExecutor for LogicalUnit {
             Ok(_) => refusal::DATA_OUT_LENGTH,
         };
         Some(refusal.reply(self.mode.sense_format()))
+    }
+
+    fn load(&self, cdb: &[u8]) -> Option<Load> {
+        let command = Command::parse(cdb).ok()?;
+        let direction = match Access::of(&command) {
+            Access::Read => Direction::Read,
+            Access::Write => Direction::Write,
+            _ => return None,
+        };
+        let bytes = match command {
+            Command::Read(transfer) => self.transfer_len_bytes(transfer.blocks),
+            _ => self.data_out_len_bytes(cdb).unwrap_or(0),
+        };
+        Some(Load { direction, bytes })
     }
 
     fn execute(&mut self, nexus: &Nexus, cdb: &[u8], data_out: &Payload) -> ScsiReply {

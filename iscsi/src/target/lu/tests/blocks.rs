@@ -362,3 +362,23 @@ proptest! {
         prop_assert_eq!(rig.unit.blocks(), BLOCKS);
     }
 }
+
+#[test]
+fn what_a_command_costs() {
+    use super::super::super::{Direction, Load};
+    let rig = Rig::new();
+    let load = |cdb: Cdb| rig.unit.load(cdb.as_bytes());
+    let cost = |direction, bytes| Some(Load { direction, bytes });
+    let none = crate::scsi::cdb::Caching::NONE;
+    assert_eq!(load(Cdb::read10(0, 8, none)), cost(Direction::Read, 4096));
+    assert_eq!(load(Cdb::read16(1, 1, none)), cost(Direction::Read, 512));
+    assert_eq!(
+        load(Cdb::write10(0, 16, none)),
+        cost(Direction::Write, 8192)
+    );
+    assert_eq!(load(Cdb::test_unit_ready()), None);
+    // An operation, but no transfer to speak of.
+    let unmap = rig.unit.load(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]);
+    assert_eq!(unmap, cost(Direction::Write, 24));
+    assert_eq!(rig.unit.load(&[0xff; 16]), None);
+}
