@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use berth_iscsi::login::{DigestPolicy, Offer, TargetAuth};
 use berth_iscsi::name::IscsiName;
@@ -14,7 +15,7 @@ use berth_iscsi::scsi::alua::{AccessState, PortGroup as AccessGroup};
 use berth_iscsi::target::disk::FileDisk;
 use berth_iscsi::target::lu::{LogicalUnit, LuConfig, LuIdentity};
 use berth_iscsi::target::{
-    Access, Portal, PortalGroup, PortalSettings, SessionKind, TargetConfig, UnitId,
+    Access, Limits, Portal, PortalGroup, PortalSettings, SessionKind, TargetConfig, UnitId,
 };
 
 use super::data::DataDir;
@@ -43,6 +44,7 @@ pub(super) struct LunSpec {
     pub(super) data: String,
     pub(super) serial: String,
     pub(super) size_bytes: u64,
+    pub(super) limits: Limits,
 }
 
 /// A target as it is.
@@ -117,7 +119,7 @@ impl Backend {
         let data = self.data.clone();
         let handle = self.handle().clone();
         let applied = handle
-            .with(move |portal, _now| reconcile(portal, &data, old, specs))
+            .with(move |portal, now| reconcile(portal, now, &data, old, specs))
             .await
             .map_err(io::Error::other)?;
         let (applied, result) = applied;
@@ -195,6 +197,7 @@ fn settings(addresses: &[SocketAddr]) -> PortalSettings {
 /// Runs on the portals' thread. Gives what is there afterwards also when something failed.
 fn reconcile(
     portal: &mut Portal,
+    now: Instant,
     data: &DataDir,
     mut old: Vec<Applied>,
     specs: Vec<TargetSpec>,
@@ -231,7 +234,7 @@ fn reconcile(
                 }
             }
         };
-        note(set_luns(portal, data, &mut target, &spec));
+        note(set_luns(portal, now, data, &mut target, &spec));
         applied.push(target);
     }
     (applied, result)
@@ -260,6 +263,7 @@ fn end_sessions(portal: &mut Portal, target: &IscsiName, access: &Access) {
 
 fn set_luns(
     portal: &mut Portal,
+    now: Instant,
     data: &DataDir,
     target: &mut Applied,
     spec: &TargetSpec,
@@ -283,6 +287,10 @@ fn set_luns(
     });
     for (lun, wanted) in &spec.luns {
         if let Some((is, unit)) = target.luns.get_mut(lun) {
+            if is.limits != wanted.limits {
+                portal.set_limits(now, *unit, &wanted.limits);
+                is.limits = wanted.limits;
+            }
             if is.size_bytes != wanted.size_bytes
                 && let Some(unit) = portal.unit_mut::<LogicalUnit>(*unit)
             {
@@ -296,6 +304,7 @@ fn set_luns(
         match open_unit(data.path(&wanted.data), wanted) {
             Ok(unit) => {
                 let unit = portal.add_unit(Box::new(unit));
+                portal.set_limits(now, unit, &wanted.limits);
                 portal.map_lun(&spec.name, *lun, Some(unit));
                 target.luns.insert(*lun, (wanted.clone(), unit));
             }

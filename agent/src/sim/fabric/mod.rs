@@ -13,8 +13,7 @@
 //! no holes are copied while the portals wait, so that a snapshot is of one moment also over several volumes.
 //!
 //! Not simulated: v2, users and roles but for the one administrator, remote providers, and what nodes do among
-//! themselves. Performance limits and snapshot policies are kept and shown, but nothing acts on them; metrics and
-//! events are empty.
+//! themselves. Snapshot policies are kept and shown, but nothing acts on them; metrics and events are empty.
 
 mod answer;
 mod backend;
@@ -56,8 +55,8 @@ pub use faults::{FaultAction, FaultRule, WrongRule};
 pub use log::LoggedRequest;
 pub use mode::{SimOptions, run};
 pub use options::{
-    DEFAULT_PASSWORD, DEFAULT_SW_VERSION, DEFAULT_USER, Options, SESSION_LIFETIME, SETTLE,
-    SwVersion, WrongVersion,
+    DEFAULT_PASSWORD, DEFAULT_SW_VERSION, DEFAULT_USER, Options, QOS_BURST, SESSION_LIFETIME,
+    SETTLE, SwVersion, WrongVersion,
 };
 
 use backend::Backend;
@@ -211,6 +210,7 @@ async fn prepare(options: Options) -> io::Result<(JoinSet<()>, Addresses, Arc<Sh
         sw_version: options.sw_version,
         ips: portals.map(|portal| portal.ip().to_string()),
         settle: options.settle,
+        qos_burst: options.qos_burst,
         started: Instant::now(),
     });
     let backend = Backend::start(listeners.into(), store.data()?)?;

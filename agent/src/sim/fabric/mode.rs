@@ -44,6 +44,9 @@ pub struct SimOptions {
     /// New targets and snapshots get available after so many milliseconds
     #[arg(long, value_name = "MS", default_value_t = 50)]
     pub settle_ms: u64,
+    /// What a volume with limits may do at once after a rest, as milliseconds at its limit
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    pub qos_burst_ms: u64,
     /// Append every request to requests.jsonl in the state directory
     #[arg(long)]
     pub request_log: bool,
@@ -77,6 +80,7 @@ impl SimOptions {
             password,
             session_lifetime: Duration::from_secs(self.session_seconds),
             settle: Duration::from_millis(self.settle_ms),
+            qos_burst: Duration::from_millis(self.qos_burst_ms),
             request_log: self.request_log,
             ..Options::new(&self.state_dir)
         })

@@ -18,6 +18,9 @@ pub const SESSION_LIFETIME: Duration = Duration::from_secs(15 * 60);
 pub const DEFAULT_SW_VERSION: SwVersion = SwVersion([3, 3, 0, 0]);
 /// New objects get available after so long: clients must wait, but not for long.
 pub const SETTLE: Duration = Duration::from_millis(50);
+/// What a volume with limits may do at once after a rest, as time at its limit: short enough that a limit shows within a
+/// second, long enough that a queue of a few commands is no rush.
+pub const QOS_BURST: Duration = Duration::from_millis(100);
 
 /// Options of a simulated fabric.
 #[derive(Debug, Clone)]
@@ -41,6 +44,8 @@ pub struct Options {
     pub session_lifetime: Duration,
     /// New targets and snapshots get available after so long.
     pub settle: Duration,
+    /// What a volume with limits may do at once after a rest, as time at its limit.
+    pub qos_burst: Duration,
     /// Every request is also appended to `requests.jsonl` in the state directory.
     pub request_log: bool,
 }
@@ -60,6 +65,7 @@ impl Options {
             password: Secret::new(DEFAULT_PASSWORD.to_owned()),
             session_lifetime: SESSION_LIFETIME,
             settle: SETTLE,
+            qos_burst: QOS_BURST,
             request_log: false,
         }
     }

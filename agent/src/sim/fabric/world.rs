@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use berth_iscsi::login::{Account, ChapAlgorithm, Secret as ChapSecret, TargetAuth};
 use berth_iscsi::name::IscsiName;
-use berth_iscsi::target::Access;
+use berth_iscsi::target::{Access, Limits, Rate};
 
 use super::answer::ApiError;
 use super::backend::{Backend, LunSpec, TargetSpec};
 use super::call::{Call, Scope};
 use super::data::DataDir;
 use super::model::{
-    AccessMode, AdminState, AppInstance, Auth, AuthKind, Catalogue, GIB, StorageInstance,
+    AccessMode, AdminState, AppInstance, Auth, AuthKind, Catalogue, GIB, Performance,
+    StorageInstance,
 };
 use super::options::SwVersion;
 use super::store::Store;
@@ -31,6 +32,8 @@ pub(super) struct Facts {
     pub(super) ips: [String; 2],
     /// How long new objects take to become available.
     pub(super) settle: Duration,
+    /// What limited volumes may do at once after a rest, as time at their limit.
+    pub(super) qos_burst: Duration,
     pub(super) started: Instant,
 }
 
@@ -190,6 +193,7 @@ impl World {
                         data: volume.data.clone(),
                         serial: volume.uuid.clone(),
                         size_bytes: volume.size_gib * GIB,
+                        limits: limits(volume.performance, self.facts.qos_burst),
                     };
                     (volume.lun, spec)
                 });
@@ -302,6 +306,23 @@ pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the kernel gives random bytes once it has started");
     bytes
+}
+
+/// The limits of a volume as the portals take them: bytes, where the fabric counts KiB.
+fn limits(performance: Option<Performance>, burst: Duration) -> Limits {
+    let Some(limits) = performance else {
+        return Limits::default();
+    };
+    let rate = |operations, kib: u64| Rate {
+        operations,
+        bytes: kib * 1024,
+    };
+    Limits {
+        total: rate(limits.total_iops_max, limits.total_bandwidth_max),
+        read: rate(limits.read_iops_max, limits.read_bandwidth_max),
+        write: rate(limits.write_iops_max, limits.write_bandwidth_max),
+        burst,
+    }
 }
 
 /// What the initiator presents is in `target_*`, what the target proves itself by in `initiator_*`.

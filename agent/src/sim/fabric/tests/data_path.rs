@@ -374,3 +374,46 @@ async fn data_snapshots_clones_restore_and_resize_go_together() {
     let left = std::fs::read_dir(rig.dir.path().join("data")).unwrap();
     assert_eq!(left.count(), 0);
 }
+
+/// A lower bound is sure, however slow the machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_limit_and_change_while_attached() {
+    let rig = Rig::with(|options| options.qos_burst = Duration::ZERO);
+    let host = NodeDaemon::start().await;
+    let instance = rig.client.volume("slow-1");
+    rig.client.grant("slow-1", NODE);
+    let target = storage(&instance).clone();
+    let policy = format!("{}/performance_policy", path(&target["volumes"][0]));
+    let mut disk = host.attach("slow", &rig, &target, 0).await;
+    let attached = rig.client.post(&policy, json!({"write_iops_max": 20}));
+    assert_eq!(attached["write_iops_max"], 20);
+    let begun = std::time::Instant::now();
+    for byte in 0..5 {
+        write(&mut disk, 0, byte).await;
+    }
+    // The first is free, four wait for 50 ms each.
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+
+    // 16 KiB/s, and two reads of 8 KiB behind the first one.
+    rig.client.put(&policy, json!({"read_bandwidth_max": 16}));
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        assert_eq!(read(&mut disk, 0).await, 4);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(1000));
+
+    // Minutes' worth is asked for, and then the limits go.
+    rig.client.delete(&policy);
+    rig.client.post(&policy, json!({"read_bandwidth_max": 1}));
+    assert_eq!(disk.read(0, 256 << 10).await.unwrap().len(), 256 << 10);
+    let (second, gone) = tokio::join!(tokio::time::timeout(DEADLINE, disk.read(0, 8192)), async {
+        let limits = rig.client.get(&policy);
+        rig.client.delete(&policy);
+        limits
+    });
+    assert_eq!(gone["read_bandwidth_max"], 1);
+    assert_eq!(second.expect("the limit is gone").unwrap().len(), 8192);
+    drop(disk);
+    host.detach("slow").await;
+    host.daemon.stop().await;
+}
