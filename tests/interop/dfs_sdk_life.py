@@ -171,7 +171,16 @@ if API == "v2.2":
     # The client asks for page after page.
     same(sorted(n for n in everything if n.startswith("page-")), wanted)
 same([one["name"] for one in api.app_instances.list(filter="name=page-007")], ["page-007"])
-same(api.metrics.io.iops_read.get(path="/system"), [])
+
+step("metrics, events, capacity")
+rows = api.metrics.io.iops_read.get(path="/system")
+same([(row["entity_path"], row["tenant"]) for row in rows], [("/system", "/root")])
+point = api.metrics.io.writes.latest.get(uuid=ai.id)[0]["point"]
+same(sorted(point), ["time", "value"])
+same(len(api.metrics.hw.cpu_usage.latest.get(path="/storage_nodes")), 3)
+codes = [event["code"] for event in api.events.user.list(since="1h", limit=1000)]
+same(codes.count("APP_INSTANCES_CREATE") >= 120, True)
+same(api.system.get()["total_provisioned_capacity"] > 0, True)
 
 if API == "v2.2" and NEWER:
     step("placement policies, overrides")

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -19,6 +18,7 @@ use berth_iscsi::target::{
 };
 
 use super::data::DataDir;
+use super::meter::{Meter, Meters};
 
 /// All portals are one group: a target answers with the same port at each.
 const GROUP: u16 = 1;
@@ -60,6 +60,7 @@ pub(super) struct Backend {
     handle: Option<ServerHandle>,
     thread: Option<JoinHandle<()>>,
     data: DataDir,
+    meters: Meters,
     /// Targets by app instance.
     applied: HashMap<String, Vec<Applied>>,
 }
@@ -100,6 +101,7 @@ impl Backend {
             handle: Some(handle),
             thread: Some(thread),
             data,
+            meters: Meters::default(),
             applied: HashMap::new(),
         })
     }
@@ -109,6 +111,11 @@ impl Backend {
         self.handle.as_ref().expect("there until it is dropped")
     }
 
+    /// What the volumes do.
+    pub(super) fn meters(&self) -> Meters {
+        self.meters.clone()
+    }
+
     /// Makes the targets of `owner` what `specs` says: new ones appear, sessions of initiators that may not
     /// use a target any more end, and so do those of targets that are gone.
     pub(super) async fn apply(&mut self, owner: &str, specs: Vec<TargetSpec>) -> io::Result<()> {
@@ -116,10 +123,13 @@ impl Backend {
         if old.is_empty() && specs.is_empty() {
             return Ok(());
         }
-        let data = self.data.clone();
+        let disks = Disks {
+            data: self.data.clone(),
+            meters: self.meters.clone(),
+        };
         let handle = self.handle().clone();
         let applied = handle
-            .with(move |portal, now| reconcile(portal, now, &data, old, specs))
+            .with(move |portal, now| reconcile(portal, now, &disks, old, specs))
             .await
             .map_err(io::Error::other)?;
         let (applied, result) = applied;
@@ -194,11 +204,17 @@ fn settings(addresses: &[SocketAddr]) -> PortalSettings {
     }
 }
 
+/// Where units come from.
+struct Disks {
+    data: DataDir,
+    meters: Meters,
+}
+
 /// Runs on the portals' thread. Gives what is there afterwards also when something failed.
 fn reconcile(
     portal: &mut Portal,
     now: Instant,
-    data: &DataDir,
+    disks: &Disks,
     mut old: Vec<Applied>,
     specs: Vec<TargetSpec>,
 ) -> (Vec<Applied>, io::Result<()>) {
@@ -234,7 +250,7 @@ fn reconcile(
                 }
             }
         };
-        note(set_luns(portal, now, data, &mut target, &spec));
+        note(set_luns(portal, now, disks, &mut target, &spec));
         applied.push(target);
     }
     (applied, result)
@@ -264,7 +280,7 @@ fn end_sessions(portal: &mut Portal, target: &IscsiName, access: &Access) {
 fn set_luns(
     portal: &mut Portal,
     now: Instant,
-    data: &DataDir,
+    disks: &Disks,
     target: &mut Applied,
     spec: &TargetSpec,
 ) -> io::Result<()> {
@@ -292,16 +308,16 @@ fn set_luns(
                 is.limits = wanted.limits;
             }
             if is.size_bytes != wanted.size_bytes
-                && let Some(unit) = portal.unit_mut::<LogicalUnit>(*unit)
+                && let Some(unit) = portal.unit_mut::<Meter>(*unit)
             {
-                match unit.resize(wanted.size_bytes) {
+                match unit.unit().resize(wanted.size_bytes) {
                     Ok(()) => is.size_bytes = wanted.size_bytes,
                     Err(error) => result = Err(io::Error::other(error)),
                 }
             }
             continue;
         }
-        match open_unit(data.path(&wanted.data), wanted) {
+        match open_unit(disks, wanted) {
             Ok(unit) => {
                 let unit = portal.add_unit(Box::new(unit));
                 portal.set_limits(now, unit, &wanted.limits);
@@ -314,8 +330,9 @@ fn set_luns(
     result
 }
 
-fn open_unit(path: PathBuf, spec: &LunSpec) -> io::Result<LogicalUnit> {
+fn open_unit(disks: &Disks, spec: &LunSpec) -> io::Result<Meter> {
     // A file that is missing must not become an empty volume.
+    let path = disks.data.path(&spec.data);
     let file = File::options().read(true).write(true).open(path)?;
     let size = file.metadata()?.len();
     if size < spec.size_bytes {
@@ -339,10 +356,8 @@ fn open_unit(path: PathBuf, spec: &LunSpec) -> io::Result<LogicalUnit> {
         }],
         ..LuConfig::new(&spec.serial)
     };
-    Ok(LogicalUnit::new(
-        config,
-        Box::new(FileDisk::from_file(file)?),
-    ))
+    let unit = LogicalUnit::new(config, Box::new(FileDisk::from_file(file)?));
+    Ok(disks.meters.meter(&spec.serial, unit))
 }
 
 /// The serial number as it is; the NAA as Linux targets build it: 6, company 001405, and 25 digits of the serial.

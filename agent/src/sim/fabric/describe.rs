@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::answer::ApiVersion;
 
 /// Metrics of volumes.
-pub(super) const IO_METRICS: [&str; 18] = [
+pub(super) const IO_METRICS: [&str; 16] = [
     "reads",
     "writes",
     "bytes_read",
@@ -22,15 +22,13 @@ pub(super) const IO_METRICS: [&str; 18] = [
     "lat_50_write",
     "lat_90_write",
     "lat_100_write",
-    "cache_hits_read",
-    "cache_hits_write",
 ];
 
 /// Metrics of nodes.
 pub(super) const HW_METRICS: [&str; 1] = ["cpu_usage"];
 
 /// All routes but those of 3.3.0.0.
-const ROUTES: [&str; 60] = [
+const ROUTES: [&str; 61] = [
     "/login",
     "/logout",
     "/userinfo",
@@ -45,6 +43,7 @@ const ROUTES: [&str; 60] = [
     "/events/system",
     "/events/user",
     "/events/debug",
+    "/events/:uuid",
     "/alerts",
     "/monitoring/alerts",
     "/event_logs",

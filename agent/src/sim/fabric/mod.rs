@@ -13,7 +13,7 @@
 //! no holes are copied while the portals wait, so that a snapshot is of one moment also over several volumes.
 //!
 //! Not simulated: v2, users and roles but for the one administrator, remote providers, and what nodes do among
-//! themselves. Snapshot policies are kept and shown, but nothing acts on them; metrics and events are empty.
+//! themselves. Snapshot policies are kept and shown, but nothing acts on them.
 
 mod answer;
 mod backend;
@@ -26,13 +26,16 @@ mod defaults;
 mod describe;
 mod faults;
 mod log;
+mod meter;
 mod mode;
 mod model;
 mod options;
+mod range;
 mod routes;
 mod server;
 mod session;
 mod store;
+mod telemetry;
 mod tls;
 mod view;
 mod world;
@@ -44,7 +47,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -55,8 +58,8 @@ pub use faults::{FaultAction, FaultRule, WrongRule};
 pub use log::LoggedRequest;
 pub use mode::{SimOptions, run};
 pub use options::{
-    DEFAULT_PASSWORD, DEFAULT_SW_VERSION, DEFAULT_USER, Options, QOS_BURST, SESSION_LIFETIME,
-    SETTLE, SwVersion, WrongVersion,
+    CAPACITY_BYTES, DEFAULT_PASSWORD, DEFAULT_SW_VERSION, DEFAULT_USER, METRICS_INTERVAL, Options,
+    QOS_BURST, SESSION_LIFETIME, SETTLE, SwVersion, WrongVersion,
 };
 
 use backend::Backend;
@@ -68,6 +71,8 @@ use world::{Facts, World};
 
 /// Port of iSCSI portals, which clients take without being told.
 const ISCSI_PORT: u16 = 3260;
+/// Shortest interval of metrics.
+const METRICS_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Tries for a pair of loopback addresses that nobody else listens on.
 const ADDRESS_TRIES: usize = 64;
 
@@ -211,6 +216,7 @@ async fn prepare(options: Options) -> io::Result<(JoinSet<()>, Addresses, Arc<Sh
         ips: portals.map(|portal| portal.ip().to_string()),
         settle: options.settle,
         qos_burst: options.qos_burst,
+        capacity_bytes: options.capacity_bytes,
         started: Instant::now(),
     });
     let backend = Backend::start(listeners.into(), store.data()?)?;
@@ -256,6 +262,7 @@ async fn prepare(options: Options) -> io::Result<(JoinSet<()>, Addresses, Arc<Sh
         info,
     ));
     let mut running = JoinSet::new();
+    running.spawn(sample(Arc::clone(&shared), options.metrics_interval));
     if let Some((_, listener)) = http {
         running.spawn(server::listen(listener, None, Arc::clone(&shared)));
     }
@@ -268,6 +275,17 @@ async fn prepare(options: Options) -> io::Result<(JoinSet<()>, Addresses, Arc<Sh
         ));
     }
     Ok((running, addresses, shared))
+}
+
+async fn sample(shared: Arc<Shared>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval.max(METRICS_INTERVAL_MIN));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first one is at once.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        shared.world.lock().await.sample();
+    }
 }
 
 fn at(address: SocketAddr, error: &io::Error) -> io::Error {

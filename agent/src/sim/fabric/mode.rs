@@ -47,6 +47,9 @@ pub struct SimOptions {
     /// What a volume with limits may do at once after a rest, as milliseconds at its limit
     #[arg(long, value_name = "MS", default_value_t = 100)]
     pub qos_burst_ms: u64,
+    /// Capacity that the fabric says it has, in GiB; volumes are thin and may be larger than the machine's disk
+    #[arg(long, value_name = "GIB", default_value_t = 102_400)]
+    pub capacity_gib: u32,
     /// Append every request to requests.jsonl in the state directory
     #[arg(long)]
     pub request_log: bool,
@@ -80,6 +83,7 @@ impl SimOptions {
             password,
             session_lifetime: Duration::from_secs(self.session_seconds),
             settle: Duration::from_millis(self.settle_ms),
+            capacity_bytes: u64::from(self.capacity_gib) << 30,
             qos_burst: Duration::from_millis(self.qos_burst_ms),
             request_log: self.request_log,
             ..Options::new(&self.state_dir)

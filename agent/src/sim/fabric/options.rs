@@ -21,6 +21,10 @@ pub const SETTLE: Duration = Duration::from_millis(50);
 /// What a volume with limits may do at once after a rest, as time at its limit: short enough that a limit shows within a
 /// second, long enough that a queue of a few commands is no rush.
 pub const QOS_BURST: Duration = Duration::from_millis(100);
+/// Metrics are told in points of this length.
+pub const METRICS_INTERVAL: Duration = Duration::from_secs(10);
+/// What the fabric says it has: far more than the machine below it, as volumes are thin.
+pub const CAPACITY_BYTES: u64 = 100 << 40;
 
 /// Options of a simulated fabric.
 #[derive(Debug, Clone)]
@@ -46,6 +50,10 @@ pub struct Options {
     pub settle: Duration,
     /// What a volume with limits may do at once after a rest, as time at its limit.
     pub qos_burst: Duration,
+    /// What the fabric says it has.
+    pub capacity_bytes: u64,
+    /// Metrics are told in points of this length.
+    pub metrics_interval: Duration,
     /// Every request is also appended to `requests.jsonl` in the state directory.
     pub request_log: bool,
 }
@@ -66,6 +74,8 @@ impl Options {
             session_lifetime: SESSION_LIFETIME,
             settle: SETTLE,
             qos_burst: QOS_BURST,
+            capacity_bytes: CAPACITY_BYTES,
+            metrics_interval: METRICS_INTERVAL,
             request_log: false,
         }
     }

@@ -522,7 +522,9 @@ async fn answer(
         }
         _ => {
             let mut world = shared.world.lock().await;
-            routes::handle(&mut world, &call).await?
+            routes::handle(&mut world, &call)
+                .await
+                .inspect(|answer| routes::note(&mut world, &call, answer))?
         }
     };
     Ok((version, answer))

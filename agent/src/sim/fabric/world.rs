@@ -19,6 +19,7 @@ use super::model::{
 };
 use super::options::SwVersion;
 use super::store::Store;
+use super::telemetry::Telemetry;
 use super::view::View;
 
 /// Prefix of target names; 16 hexadecimal digits follow.
@@ -34,6 +35,8 @@ pub(super) struct Facts {
     pub(super) settle: Duration,
     /// What limited volumes may do at once after a rest, as time at their limit.
     pub(super) qos_burst: Duration,
+    /// What the fabric says it has.
+    pub(super) capacity_bytes: u64,
     pub(super) started: Instant,
 }
 
@@ -50,6 +53,7 @@ pub(super) struct World {
     /// When objects get available, by uuid; those that are not in here are.
     settling: HashMap<String, Instant>,
     last_timestamp: Duration,
+    pub(super) telemetry: Telemetry,
 }
 
 impl World {
@@ -82,6 +86,7 @@ impl World {
                 data.remove(&name)?;
             }
         }
+        let telemetry = Telemetry::new(backend.meters());
         let mut world = Self {
             facts,
             catalogue,
@@ -91,6 +96,7 @@ impl World {
             backend,
             settling: HashMap::new(),
             last_timestamp: Duration::ZERO,
+            telemetry,
         };
         let ids: Vec<u64> = world.instances.keys().copied().collect();
         for number in ids {
@@ -167,6 +173,18 @@ impl World {
         self.store.put_catalogue(&catalogue)?;
         self.catalogue = catalogue;
         Ok(result)
+    }
+
+    /// Ends a sample of the metrics.
+    pub(super) fn sample(&mut self) {
+        let instances = self.instances.values();
+        let volumes = instances
+            .flat_map(|instance| &instance.storage_instances)
+            .flat_map(|si| &si.volumes);
+        let there: std::collections::HashSet<&str> =
+            volumes.map(|volume| volume.uuid.as_str()).collect();
+        self.telemetry.retain(|uuid| there.contains(uuid));
+        self.telemetry.sample();
     }
 
     /// Makes the targets of an instance what the model says.

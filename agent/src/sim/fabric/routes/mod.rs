@@ -3,16 +3,19 @@
 mod build;
 mod catalogue;
 mod instances;
+mod observe;
 mod storage;
 mod system;
 mod templates;
 mod volumes;
 
 pub(super) use build::DEFAULT_POOL;
+pub(super) use observe::note;
 
 use super::answer::{Answer, ApiError, Verb};
 use super::call::{Call, Scope};
 use super::describe;
+use super::telemetry::EventKind;
 use super::world::World;
 use volumes::At;
 
@@ -32,12 +35,15 @@ pub(super) async fn handle(world: &mut World, call: &Call) -> Result<Answer, Api
         (Update, ["system"]) => Ok(system::system(world)),
         (Read, ["storage_nodes"]) => system::nodes(world, call),
         (Read, ["storage_nodes", uuid]) => system::one_node(world, uuid),
-        (Read, ["metrics", kind, metric] | ["metrics", kind, metric, "latest"]) => {
-            system::metrics(world, call, kind, metric)
+        (Read, ["metrics", kind, metric]) => observe::metrics(world, call, kind, metric, false),
+        (Read, ["metrics", kind, metric, "latest"]) => {
+            observe::metrics(world, call, kind, metric, true)
         }
+        (Read, ["events", "user"]) => observe::events(world, call, EventKind::User),
+        (Read, ["events", "system"]) => observe::events(world, call, EventKind::System),
         (
             Read,
-            ["events", "system" | "user" | "debug"]
+            ["events", "debug"]
             | ["alerts"]
             | ["monitoring", "alerts"]
             | ["event_logs" | "fault_logs" | "audit_logs"]
@@ -45,6 +51,7 @@ pub(super) async fn handle(world: &mut World, call: &Call) -> Result<Answer, Api
             | ["initiator_groups", _, "app_instances"]
             | ["users" | "roles"],
         ) => system::nothing(world, call),
+        (Read, ["events", uuid]) => observe::event(world, call, uuid),
         (Update, ["logs_upload"]) => Ok(Answer::entity("/logs_upload", "", serde_json::json!({}))),
 
         (verb, ["app_instances", rest @ ..]) => app_instances(world, call, verb, rest).await,

@@ -1,48 +1,66 @@
-//! The system itself: health, capacity, nodes, metrics, events.
+//! The system itself: health, capacity, nodes.
 
 use serde_json::{Value, json};
 
 use super::super::answer::{Answer, ApiError};
 use super::super::call::{Call, ROOT};
-use super::super::describe;
 use super::super::model::GIB;
 use super::super::world::World;
 use super::counts_all;
 
-/// Bytes that the fabric says it has: far more than the machine below it.
-const CAPACITY_BYTES: u64 = 100 * 1024 * GIB;
+/// Bytes of one kind of storage.
+#[derive(Debug, Clone, Copy, Default)]
+struct Space {
+    /// What the volumes are large, together.
+    provisioned: u64,
+    /// What they and their snapshots take.
+    used: u64,
+}
 
 /// `/system`.
 pub(super) fn system(world: &World) -> Answer {
-    let volumes = || {
-        let instances = world.instances.values();
-        instances
-            .flat_map(|instance| &instance.storage_instances)
-            .flat_map(|si| &si.volumes)
-    };
-    let provisioned: u64 = volumes().map(|volume| volume.size_gib * GIB).sum();
-    let used: u64 = volumes()
-        .map(|volume| world.data.used_bytes(&volume.data))
-        .sum();
-    let available = CAPACITY_BYTES.saturating_sub(used);
+    let mut spaces = [Space::default(); 2];
+    for instance in world.instances.values() {
+        let volumes = instance.storage_instances.iter().flat_map(|si| &si.volumes);
+        for volume in volumes {
+            let space = &mut spaces[usize::from(volume.placement.mode == "all_flash")];
+            space.provisioned += volume.size_gib * GIB;
+            space.used += world.data.used_bytes(&volume.data);
+            for snapshot in &volume.snapshots {
+                space.used += world.data.used_bytes(&snapshot.data);
+            }
+        }
+        // Those of a whole instance may be of both kinds; they count as the first.
+        for part in instance
+            .snapshots
+            .iter()
+            .flat_map(|snapshot| &snapshot.parts)
+        {
+            spaces[0].used += world.data.used_bytes(&part.data);
+        }
+    }
+    let [hybrid, flash] = spaces;
+    let capacity = world.facts.capacity_bytes;
+    let available = capacity.saturating_sub(hybrid.used + flash.used);
+    let provisioned = hybrid.provisioned + flash.provisioned;
     let uptime = world.facts.started.elapsed().as_millis();
     let mut data = json!({
         "path": "/system", "name": world.catalogue.name, "uuid": world.catalogue.uuid,
         "sw_version": world.facts.sw_version.to_string(),
         "build_version": world.facts.sw_version.to_string(),
         "health": "ok", "op_state": "running", "causes": [],
-        "total_capacity": CAPACITY_BYTES, "available_capacity": available,
+        "total_capacity": capacity, "available_capacity": available,
         "total_provisioned_capacity": provisioned,
         "compression_enabled": false, "compression_ratio": "1.0", "l3_enabled": false,
         "callhome_enabled": false, "timezone": "UTC",
         "uptime": u64::try_from(uptime).unwrap_or(u64::MAX),
     });
     // Half of it is flash, half is mixed.
-    for kind in ["hybrid", "all_flash"] {
+    for (kind, space) in [("hybrid", hybrid), ("all_flash", flash)] {
         let members = json!({
-            format!("{kind}_total_capacity"): CAPACITY_BYTES / 2,
-            format!("{kind}_available_capacity"): available / 2,
-            format!("{kind}_provisioned_capacity"): provisioned / 2,
+            format!("{kind}_total_capacity"): capacity / 2,
+            format!("{kind}_available_capacity"): (capacity / 2).saturating_sub(space.used),
+            format!("{kind}_provisioned_capacity"): space.provisioned,
         });
         super::super::view::extend(&mut data, members);
     }
@@ -70,24 +88,6 @@ pub(super) fn one_node(world: &World, uuid: &str) -> Result<Answer, ApiError> {
         ROOT,
         node(uuid),
     ))
-}
-
-/// `/metrics/...`: the metrics are known, nothing is measured.
-pub(super) fn metrics(
-    world: &World,
-    call: &Call,
-    kind: &str,
-    metric: &str,
-) -> Result<Answer, ApiError> {
-    let known = match kind {
-        "io" => &describe::IO_METRICS[..],
-        "hw" => &describe::HW_METRICS[..],
-        _ => &[],
-    };
-    if !known.contains(&metric) {
-        return Err(ApiError::not_found("Metric", metric));
-    }
-    call.rows(Vec::new(), counts_all(world))
 }
 
 /// A collection that is always empty.

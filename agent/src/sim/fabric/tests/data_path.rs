@@ -198,14 +198,14 @@ async fn chap_is_asked_for_in_both_directions() {
 }
 
 /// A daemon that attaches volumes of the fabric.
-struct NodeDaemon {
-    daemon: Daemon,
+pub(super) struct NodeDaemon {
+    pub(super) daemon: Daemon,
     api: Node,
     _dir: TempDir,
 }
 
 impl NodeDaemon {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.node.state_dir = dir.path().join("state");
@@ -222,7 +222,13 @@ impl NodeDaemon {
     }
 
     /// Attaches a LUN over both portals.
-    async fn attach(&self, name: &str, rig: &Rig, target: &Value, lun: u16) -> Connection {
+    pub(super) async fn attach(
+        &self,
+        name: &str,
+        rig: &Rig,
+        target: &Value,
+        lun: u16,
+    ) -> Connection {
         let portals = rig.fabric.portals();
         let source = Source::Iscsi(IscsiSource {
             portals: portals
@@ -250,7 +256,7 @@ impl NodeDaemon {
         Connection::connect(&uri, Wishes::default()).await.unwrap()
     }
 
-    async fn detach(&self, name: &str) {
+    pub(super) async fn detach(&self, name: &str) {
         self.api
             .detach(&name.parse().unwrap(), false)
             .await
@@ -258,7 +264,7 @@ impl NodeDaemon {
     }
 }
 
-async fn write(disk: &mut Connection, offset: u64, byte: u8) {
+pub(super) async fn write(disk: &mut Connection, offset: u64, byte: u8) {
     let data = Payload::from(vec![byte; 8192]);
     disk.write(offset, data, false).await.unwrap();
     disk.flush().await.unwrap();

@@ -7,6 +7,7 @@
 mod data_path;
 mod faults;
 mod lifecycle;
+mod observe;
 mod rules;
 mod shapes;
 

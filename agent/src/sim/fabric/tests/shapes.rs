@@ -124,7 +124,10 @@ fn the_system_has_what_clients_read() {
     let node = path(&nodes[0]).to_owned();
     assert_eq!(rig.client.get(&node)["uuid"], nodes[0]["uuid"]);
     let metrics = rig.client.get("/metrics/io/iops_read?path=/system");
-    assert_eq!(metrics, json!([]));
+    assert_eq!(
+        metrics,
+        json!([{"entity_path": "/system", "tenant": "/root", "points": []}])
+    );
     assert_eq!(
         rig.client.refused("GET", "/metrics/io/none", Value::Null).0,
         404

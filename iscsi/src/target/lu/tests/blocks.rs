@@ -369,7 +369,7 @@ fn what_a_command_costs() {
     let rig = Rig::new();
     let load = |cdb: Cdb| rig.unit.load(cdb.as_bytes());
     let cost = |direction, bytes| Some(Load { direction, bytes });
-    let none = crate::scsi::cdb::Caching::NONE;
+    let none = Caching::NONE;
     assert_eq!(load(Cdb::read10(0, 8, none)), cost(Direction::Read, 4096));
     assert_eq!(load(Cdb::read16(1, 1, none)), cost(Direction::Read, 512));
     assert_eq!(
