@@ -13,5 +13,6 @@
 
 pub mod command;
 pub mod filesystem;
+pub mod flexvolume;
 pub mod limits;
 pub mod mount;

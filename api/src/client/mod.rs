@@ -36,6 +36,7 @@ pub struct Client {
     endpoint: Endpoint,
     token: Option<Secret>,
     traceparent: Option<String>,
+    request_id: Option<String>,
     timeout: Duration,
 }
 
@@ -157,6 +158,7 @@ impl Client {
             endpoint,
             token: None,
             traceparent: None,
+            request_id: None,
             timeout: CALL_TIMEOUT,
         }
     }
@@ -173,6 +175,14 @@ impl Client {
     #[must_use]
     pub fn with_traceparent(mut self, traceparent: impl Into<String>) -> Self {
         self.traceparent = Some(traceparent.into());
+        self
+    }
+
+    /// The same client with a request id that goes with every call: the daemon's log has it. Up to 128 visible ASCII
+    /// characters; the daemon replaces any other.
+    #[must_use]
+    pub fn with_request_id(mut self, request_id: impl Into<String>) -> Self {
+        self.request_id = Some(request_id.into());
         self
     }
 

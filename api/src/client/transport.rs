@@ -205,6 +205,9 @@ impl Client {
         if let Some(traceparent) = &self.traceparent {
             request = request.header("traceparent", traceparent);
         }
+        if let Some(request_id) = &self.request_id {
+            request = request.header("x-request-id", request_id);
+        }
         if let Some(token) = &self.token {
             let mut value =
                 HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| {

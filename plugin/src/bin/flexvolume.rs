@@ -1,5 +1,8 @@
-//! `berth-flexvolume`.
+//! `berth-flexvolume`, see [`berth_plugin::flexvolume`].
 
-fn main() {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     berth_plugin::filesystem::helper::run_if_asked();
+    berth_plugin::flexvolume::main()
 }
