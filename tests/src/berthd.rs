@@ -70,6 +70,16 @@ impl Berthd {
         Self::start_in(dir, &config, peer.netns())
     }
 
+    /// The daemon of a node of this initiator name, with more lines of configuration.
+    ///
+    /// # Errors
+    /// As [`Berthd::start`].
+    pub fn start_node(initiator: &str, more_config: &str) -> Result<Self> {
+        let dir = TempDir::with_prefix("berthd-")?;
+        let config = basic_config(dir.path()).replace(INITIATOR, initiator);
+        Self::start_in(dir, &format!("{config}{more_config}"), None)
+    }
+
     /// The daemon with a service manager that keeps its descriptors while it is away.
     ///
     /// # Errors

@@ -169,6 +169,7 @@ impl Task {
     /// Notes that the volume was lost to another node, if that is what `error` says.
     pub(super) fn note_fenced(&mut self, error: &Error) {
         if error.code() == Code::Fenced
+            && self.intent.request.fence == Fence::Reservation
             && let Some(fence) = &mut self.intent.fence
         {
             fence.standing = Standing::Lost;
@@ -185,10 +186,9 @@ impl Task {
 
 /// Whether the last life ended with the volume lost to another node; then nothing is tried by itself.
 pub(super) fn lost_before(intent: &Intent) -> bool {
-    let fence = intent
+    intent
         .fence
-        .filter(|_| intent.request.fence == Fence::Reservation);
-    fence.is_some_and(|fence| fence.standing == Standing::Lost)
+        .is_some_and(|fence| fence.standing == Standing::Lost)
 }
 
 /// The attempt itself, by the end of the request's own time.

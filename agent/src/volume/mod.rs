@@ -14,6 +14,7 @@ pub mod left;
 mod manager;
 mod provision;
 mod serving;
+mod shut_out;
 pub mod store;
 mod stored_source;
 

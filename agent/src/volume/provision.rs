@@ -162,7 +162,6 @@ impl Task {
         outcome: Result<IscsiSource, Error>,
         may_be_away: bool,
     ) -> Result<(), Error> {
-        let alone = self.fenced_by_fabric();
         let Source::Fabric(source) = &mut self.intent.request.source else {
             return Ok(());
         };
@@ -190,8 +189,11 @@ impl Task {
             source.found = Some(Box::new(found));
             self.first_paths()?;
         }
-        if alone {
-            self.intent.fence = Some(CLAIMED);
+        match self.intent.request.fence {
+            Fence::Acl => self.intent.fence = Some(CLAIMED),
+            // It may have been shut out before.
+            Fence::None => self.intent.fence = None,
+            Fence::Reservation => {}
         }
         let kept = self.keep_intent().await;
         let (left, isid, is_kept) = (
@@ -352,7 +354,10 @@ async fn find(
 }
 
 /// The unit that is asked for, or the only one.
-fn unit_of<'a>(volume: &'a Volume, source: &FabricSource) -> Result<&'a VolumeUnit, Error> {
+pub(super) fn unit_of<'a>(
+    volume: &'a Volume,
+    source: &FabricSource,
+) -> Result<&'a VolumeUnit, Error> {
     let found = match (&source.unit, volume.units.as_slice()) {
         (None, [unit]) => Some(unit),
         (None, _) => None,
@@ -369,14 +374,17 @@ fn unit_of<'a>(volume: &'a Volume, source: &FabricSource) -> Result<&'a VolumeUn
     })
 }
 
-/// Refuses when this node is not admitted and nobody is to admit it. A group on the list may hold it: then the login
-/// tells.
+/// Whether the initiator is admitted, as far as the list says: a group on it may hold the initiator.
+pub(super) fn is_admitted(unit: &VolumeUnit, initiator: &str) -> bool {
+    let mut listed = unit.access.iter();
+    unit.open
+        || !unit.access_groups.is_empty()
+        || listed.any(|name| name.eq_ignore_ascii_case(initiator))
+}
+
+/// Refuses when this node is not admitted and nobody is to admit it.
 fn check_admitted(volume: &Volume, unit: &VolumeUnit, initiator: &str) -> Result<(), Error> {
-    let listed = unit
-        .access
-        .iter()
-        .any(|name| name.eq_ignore_ascii_case(initiator));
-    if unit.open || listed || !unit.access_groups.is_empty() {
+    if is_admitted(unit, initiator) {
         return Ok(());
     }
     let detail = format!(

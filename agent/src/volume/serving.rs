@@ -13,6 +13,7 @@ use super::attachment::{Call, Next, Task};
 use super::device;
 use super::failure;
 use super::intent::Intent;
+use super::shut_out::Doubt;
 use crate::initiator;
 use crate::plane::spec::{Leave, PathStatus, Reconfigure, VolumeHealth, VolumeStatus};
 use crate::plane::{Ended, Volume};
@@ -36,7 +37,9 @@ impl Task {
         let mut geometry = volume.geometry_changes();
         let mut size_bytes = volume.geometry().size_bytes;
         let mut told = Told::default();
+        let mut doubt = Doubt::default();
         let now = status.borrow_and_update().clone();
+        doubt.look(self, &now);
         self.on_status(&volume, &mut told, now).await;
         self.answer_waiting(&Ok(()));
         loop {
@@ -44,6 +47,7 @@ impl Task {
                 biased;
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
+                    doubt.look(self, &now);
                     self.on_status(&volume, &mut told, now).await;
                     // It may have waited for I/O to work.
                     self.sync_device_size(&volume).await;
@@ -71,6 +75,7 @@ impl Task {
                     self.keep_intent_or_log().await;
                     return Next::Failed(error.with_attachment(&self.name));
                 }
+                error = doubt.confirmed() => return self.shut_out(&volume, error).await,
                 call = self.calls.recv() => match call {
                     Some(call) => {
                         if let Some(next) = self.on_call(&volume, call).await {
@@ -127,7 +132,7 @@ impl Task {
     }
 
     /// Ends the volume and keeps whether anything of it can be left on the target.
-    async fn end(&mut self, volume: &Volume, leave: Leave) {
+    pub(super) async fn end(&mut self, volume: &Volume, leave: Leave) {
         self.intent.clean = volume.end(leave).await;
         self.leave_device().await;
         if leave == Leave::Stop {

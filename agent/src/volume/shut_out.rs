@@ -1,0 +1,119 @@
+//! Whether this node was shut out of a volume of the fabric: the target refuses its logins, and the fabric says why.
+//!
+//! A target that does not admit us may do so again in a moment: it restarts, or its list is on its way. I/O waits then, as
+//! with any other outage. When the fabric itself says that this node is not on the list any more, somebody wanted it so,
+//! and waiting helps nobody: what waits fails, and the attachment is fenced until somebody asks for it anew.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::types::Source;
+use berth_api::{Code, Error};
+
+use super::attachment::{Next, Task};
+use super::intent::{KnownFence, Standing};
+use super::provision::{FabricAccess, is_admitted, unit_of};
+use crate::fabric::Op;
+use crate::initiator;
+use crate::plane::Volume;
+use crate::plane::spec::{Leave, Reconfigure, VolumeHealth, VolumeStatus};
+
+/// Pause between two questions while the target refuses us and the fabric has nothing against us, or is away.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A question to the fabric that only ends when this node is shut out.
+#[derive(Default)]
+pub(super) struct Doubt {
+    question: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
+}
+
+impl Doubt {
+    /// Asks the fabric while the target refuses us, and not otherwise.
+    pub(super) fn look(&mut self, task: &Task, status: &VolumeStatus) {
+        // The reason of the volume is that of the loss; those of the paths are of their last logins.
+        let refused = matches!(status.health, VolumeHealth::Recovering { .. })
+            && status.paths.iter().any(|path| {
+                let code = path.reason.as_ref().map(Error::code);
+                matches!(code, Some(Code::AccessDenied | Code::TargetNotFound))
+            });
+        if !refused {
+            self.question = None;
+        } else if self.question.is_none() {
+            self.question = task.ask_why();
+        }
+    }
+
+    /// Ends when this node is shut out: with the reason.
+    pub(super) async fn confirmed(&mut self) -> Error {
+        match &mut self.question {
+            Some(question) => question.await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Task {
+    fn ask_why(&self) -> Option<Pin<Box<dyn Future<Output = Error> + Send>>> {
+        let Source::Fabric(source) = &self.intent.request.source else {
+            return None;
+        };
+        let (access, source) = (self.context.fabric.clone()?, source.clone());
+        let name = self.name.clone();
+        let question = async move {
+            let FabricAccess {
+                fabric,
+                initiator,
+                call_timeout,
+            } = access;
+            loop {
+                let op = Op::within(format!("refused-{name}"), call_timeout);
+                match fabric.volume(&op, &source.volume).await {
+                    Ok(volume) => {
+                        let unit = unit_of(&volume, &source).ok();
+                        if let Some(unit) = unit.filter(|unit| !is_admitted(unit, &initiator)) {
+                            let detail = format!(
+                                "volume {} does not admit this node any more; nothing is sent to it until it is \
+                                 attached anew",
+                                volume.name
+                            );
+                            let error = Error::new(Code::Fenced, detail).with_attachment(&name);
+                            return match unit.access.first() {
+                                Some(holder) => error.with_holder(holder.clone()),
+                                None => error,
+                            };
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(volume = %name, %error, "the fabric cannot say why we are refused");
+                    }
+                }
+                tokio::time::sleep(ASK_INTERVAL).await;
+            }
+        };
+        Some(Box::pin(question))
+    }
+
+    /// Ends the volume: what waits fails, and nothing of it comes back by itself.
+    pub(super) async fn shut_out(&mut self, volume: &Arc<Volume>, error: Error) -> Next {
+        tracing::warn!(volume = %self.name, %error, "this node is shut out");
+        if let Some(fence) = &mut self.intent.fence {
+            fence.standing = Standing::Lost;
+        } else {
+            self.intent.fence = Some(KnownFence {
+                epoch: 0,
+                standing: Standing::Lost,
+            });
+        }
+        // What waits is answered first, so that clients get an error and not just the end of their connection.
+        let at_once = Reconfigure {
+            recovery_timeout: Some(Duration::ZERO),
+            paths: initiator::paths(&self.intent),
+        };
+        if let Err(error) = volume.configure(at_once).await {
+            tracing::debug!(volume = %self.name, %error, "the volume has ended by itself");
+        }
+        self.end(volume, Leave::Stop).await;
+        Next::Failed(error)
+    }
+}
