@@ -155,11 +155,15 @@ impl ServerCertVerifier for Pinned {
 pub(super) fn certificate_problem(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
-        let inner = error
+        // An I/O error passes its contents over when it is asked for its source, and may hold another one.
+        let mut held = error;
+        while let Some(inner) = held
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match inner.or_else(|| error.downcast_ref::<rustls::Error>()) {
+        {
+            held = inner;
+        }
+        match held.downcast_ref::<rustls::Error>() {
             Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
                 return Some(other.0.to_string());
             }
@@ -172,4 +176,23 @@ pub(super) fn certificate_problem(error: &(dyn std::error::Error + 'static)) -> 
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_certificate_is_found_however_deep_it_lies() {
+        let expired = || rustls::Error::InvalidCertificate(CertificateError::Expired);
+        let once = std::io::Error::other(expired());
+        let twice = std::io::Error::other(std::io::Error::other(expired()));
+        for error in [once, twice] {
+            let found = certificate_problem(&error).unwrap_or_default();
+            assert!(found.contains("fabric.ca_file"), "{found}");
+        }
+        assert!(certificate_problem(&expired()).is_some());
+        let other = std::io::Error::other(rustls::Error::DecryptError);
+        assert_eq!(certificate_problem(&other), None);
+    }
 }
