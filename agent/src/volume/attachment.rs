@@ -228,6 +228,8 @@ impl Task {
             let detail = "another node took the volume over, or this node was shut out of it, before the daemon was \
                           started; attach it again if it is to be used here";
             Next::Failed(Error::new(Code::Fenced, detail).with_attachment(&self.name))
+        } else if self.intent.leaving {
+            Next::Detach
         } else {
             Next::Connect {
                 retry: origin == Origin::Restored,
@@ -467,6 +469,12 @@ impl Task {
         let mut given_up = false;
         loop {
             let call = match give_up.filter(|_| !given_up) {
+                None if self.intent.leaving => {
+                    match tokio::time::timeout(RETRY_MAX, self.calls.recv()).await {
+                        Ok(call) => call,
+                        Err(_) => return Next::Detach,
+                    }
+                }
                 None => self.calls.recv().await,
                 Some(by) => match tokio::time::timeout_at(by, self.calls.recv()).await {
                     Ok(call) => call,
@@ -481,6 +489,7 @@ impl Task {
                 Some(Call::Attach { takeover, answer }) => {
                     self.waiting.push(answer);
                     self.takeover |= takeover;
+                    self.intent.leaving = false;
                     return Next::Connect { retry: false };
                 }
                 Some(Call::Change { patch, answer }) => {

@@ -39,6 +39,8 @@ pub struct Intent {
     pub identity: Option<KnownIdentity>,
     /// The kernel device that there is, or that is about to be made.
     pub device: Option<KnownDevice>,
+    /// It was detached here, and the fabric has to be told: nothing else is done about it any more.
+    pub leaving: bool,
 }
 
 /// A kernel device, as it is kept. Written before the device is made.
@@ -144,6 +146,8 @@ struct StoredAttachment {
     known_fence: Option<KnownFence>,
     #[serde(default)]
     kernel_device: Option<KnownDevice>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leaving: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -269,6 +273,7 @@ impl Intents {
                 fence: stored.known_fence,
                 identity: stored.identity,
                 device: stored.kernel_device,
+                leaving: stored.leaving,
             },
         )))
     }
@@ -288,6 +293,7 @@ impl Intent {
             fence: None,
             identity: None,
             device: None,
+            leaving: false,
             request,
         }
     }
@@ -412,6 +418,7 @@ impl From<&Intent> for StoredAttachment {
             clean: intent.clean,
             known_fence: intent.fence,
             kernel_device: intent.device.clone(),
+            leaving: intent.leaving,
         }
     }
 }

@@ -236,7 +236,7 @@ impl Task {
     }
 
     /// Has this node not admitted any more, if that was asked for. By force a fabric that cannot be asked is left as it is.
-    pub(super) async fn leave_fabric(&self) -> Result<(), Error> {
+    pub(super) async fn leave_fabric(&mut self) -> Result<(), Error> {
         let Source::Fabric(source) = &self.intent.request.source else {
             return Ok(());
         };
@@ -244,6 +244,12 @@ impl Task {
         let holds = self.fenced_by_fabric() && source.grant;
         if !source.revoke_on_detach && !holds {
             return Ok(());
+        }
+        let source = source.clone();
+        if !self.intent.leaving {
+            // The next life goes on with this, and does not attach again.
+            self.intent.leaving = true;
+            self.keep_intent_or_log().await;
         }
         let revoked = match &self.context.fabric {
             None => Err(no_fabric()),

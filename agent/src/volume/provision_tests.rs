@@ -199,6 +199,33 @@ async fn a_volume_is_made_admitted_attached_and_left() {
     daemon.stop().await;
 }
 
+/// A detach of which the fabric could not be told is gone on with by the next life; nothing is attached again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detach_that_was_begun_is_ended() {
+    let node = Node::new().await;
+    let daemon = node.start().await;
+    let attach = node.client().attach(&name(), &request(source())).await;
+    attach.expect("attached");
+    for _ in 0..8 {
+        let down = Fault::Status(500, json!({ "message": "down" }));
+        node.stub.fault("GET /v2.2/app_instances", down);
+    }
+    let failed = node.client().detach(&name(), false).await;
+    failed.expect_err("the fabric cannot be told");
+    daemon.stop().await;
+    assert_eq!(node.on_fabric(), admitted());
+    node.stub.model().faults.clear();
+    let daemon = node.start().await;
+    let gone = async {
+        while node.client().attachment(&name()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, gone).await.expect("it goes");
+    assert_eq!(node.on_fabric(), [(json!("vol-1"), json!([]))]);
+    daemon.stop().await;
+}
+
 /// The daemon ends while a request to the fabric is under way, once done and once not, at every request of an attach.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_cut_off_is_taken_up_again() {

@@ -108,6 +108,7 @@ impl Datera {
                 holder: None,
             });
         }
+        let was_online = instance.admin_state.as_deref() != Some("offline");
         // Offline first: from then on nobody can log in, so that the second look is the last word.
         self.set_online(op, name, false).await?;
         let instance = match self.instance(op, name).await {
@@ -115,14 +116,21 @@ impl Datera {
             other => other?,
         };
         if let Err(in_use) = refuse_in_use(name, &instance) {
-            self.set_online(op, name, true).await?;
+            self.back_online(op, name).await?;
             return Err(in_use);
         }
         match policy {
             DeletePolicy::Delete => {
-                self.rest
-                    .delete(op, &format!("/app_instances/{name}"))
-                    .await
+                let path = format!("/app_instances/{name}");
+                let deleted = self.rest.delete(op, &path).await;
+                if was_online
+                    && deleted.is_err()
+                    && let Err(error) = self.back_online(op, name).await
+                    && !error.is_not_found()
+                {
+                    tracing::warn!(volume = %name, %error, "it could not be deleted, and stays offline");
+                }
+                deleted
             }
             DeletePolicy::Retain => {
                 for storage in &instance.storage_instances {
@@ -133,6 +141,14 @@ impl Datera {
                 Ok(())
             }
         }
+    }
+
+    /// Has a volume online again that was taken offline for something that came to nothing. It takes its own time: that of
+    /// the operation may be over.
+    async fn back_online(&self, op: &Op, name: &VolumeName) -> Result<(), FabricError> {
+        let limit = self.rest.settings.request_timeout.0;
+        let op = Op::within(op.request_id.clone(), limit.max(op.left()));
+        self.set_online(&op, name, true).await
     }
 
     /// Takes the volume offline, or online again. Never by force: who is logged in keeps it.
@@ -170,10 +186,10 @@ impl Datera {
                 .rest
                 .put(op, &path, &json!({ "restore_point": snapshot.utc_ts }))
                 .await;
-            self.set_online(op, name, true).await?;
+            self.back_online(op, name).await?;
             restored?;
         } else {
-            self.set_online(op, name, true).await?;
+            self.back_online(op, name).await?;
             in_use?;
         }
         let volume = self.wait_ready(op, name).await?;

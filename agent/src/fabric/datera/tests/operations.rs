@@ -408,3 +408,23 @@ async fn requests_that_cannot_be_meant_are_refused_before_anything_is_sent() {
     let refused = create(&fabric, "vol-1", &policy).await.unwrap_err();
     assert!(matches!(refused, FabricError::Unsupported(_)), "{refused}");
 }
+
+/// A volume that could not be deleted can be used again.
+#[tokio::test]
+async fn what_cannot_be_deleted_is_online_again() {
+    let stub = Stub::start().await;
+    let fabric = client(&stub);
+    create(&fabric, "vol-1", &sized(1)).await.unwrap();
+    let refusal = json!({ "name": "InvalidRequestError", "message": "not now" });
+    stub.fault(
+        "DELETE /v2.2/app_instances",
+        stub::Fault::Status(400, refusal),
+    );
+    let volume = name("vol-1");
+    let op = op();
+    let delete = || fabric.remove(&op, &volume, DeletePolicy::Delete, false);
+    assert!(matches!(delete().await, Err(FabricError::Refused { .. })));
+    assert_eq!(stub.model().instances[0]["admin_state"], "online");
+    delete().await.unwrap();
+    assert!(stub.model().instances.is_empty());
+}
