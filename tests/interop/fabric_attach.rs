@@ -64,12 +64,9 @@ impl Stage {
         (scene.check)(&self.node)?;
         self.clean()?;
         let mut points = 0;
-        for number in 0..requests.len() {
+        for (number, request) in requests.iter().enumerate() {
             for hold in [Hold::Request, Hold::Answer] {
-                let at = format!(
-                    "{}, request {number} {}, {hold:?}",
-                    scene.what, requests[number]
-                );
+                let at = format!("{}, request {number} {request}, {hold:?}", scene.what);
                 self.cut_off(scene, number, hold)
                     .with_context(|| format!("{at}\n{}", self.node.log()))?;
                 points += 1;

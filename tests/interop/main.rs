@@ -5,6 +5,7 @@ mod clients;
 mod data;
 mod fabric;
 mod fabric_attach;
+mod fabric_declared;
 mod fabric_faults;
 mod fabric_nodes;
 mod fabric_proxy;
