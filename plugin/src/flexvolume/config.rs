@@ -236,7 +236,7 @@ mod tests {
             ("\ndeadline_seconds = 111", "5 to 110"),
             ("\ndeadline_seconds = 4", "5 to 110"),
             ("\ndefault_fs = 'ntfs'", "ntfs"),
-            ("\nfence = 'acl'", "acl"),
+            ("\nfence = 'moat'", "moat"),
             ("\nattach = 1", "boolean"),
             ("\nlog = 'stderr'", "absolute path"),
         ] {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use berth_api::server::{Api, Listener, UnixSocket};
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentPatch, AttachmentState, Counters, DeletePolicy, Discovery,
-    DiscoveryRequest, Health, KernelNbd, Node, NodeLimits, Snapshot, Source, SourceSummary,
-    Template, Volume, VolumePatch, VolumeRequest, VolumeState,
+    DiscoveryRequest, FabricStatus, Health, KernelNbd, Node, NodeLimits, Snapshot, Source,
+    SourceSummary, Template, Volume, VolumePatch, VolumeRequest, VolumeState,
 };
 use berth_api::{
     Attached, AttachmentName, Call, Code, Error, EventStream, NodeService, TargetName, VolumeName,
@@ -320,6 +320,14 @@ impl NodeService for Service {
     }
 
     async fn snapshots(&self, _: &Call, _: &VolumeName) -> Result<Vec<Snapshot>, Error> {
+        nothing()
+    }
+
+    async fn fabric(&self, _: &Call) -> Result<FabricStatus, Error> {
+        nothing()
+    }
+
+    async fn all_snapshots(&self, _: &Call) -> Result<Vec<Snapshot>, Error> {
         nothing()
     }
 
