@@ -23,6 +23,7 @@ pub mod prober;
 pub mod process;
 pub mod programs;
 pub mod raw_nbd;
+pub mod sim;
 #[path = "../simulation/mod.rs"]
 pub mod simulation;
 pub mod tool;

@@ -43,6 +43,8 @@ fn folder() -> Result<PathBuf> {
         "-p",
         "berth-agent",
         "-p",
+        "berth-plugin",
+        "-p",
         "berth-tests",
         "--bins",
     ]);

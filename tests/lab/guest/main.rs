@@ -5,6 +5,7 @@
 //! - [`kernel`]: modules, and what the kernel has complained about.
 //! - [`volume`]: a target, an attachment with its kernel device, and a file system on it.
 //! - [`machine`]: a machine with systemd on which berth is installed by its package.
+//! - [`flex`]: a node on which kubelet uses berth through the FlexVolume driver.
 //! - [`load`]: fio, a tree of files and a prober, all of which check what they read.
 //! - [`tree`]: the tree of files.
 //! - [`figures`]: percentiles, printed.
@@ -21,6 +22,7 @@ mod absent;
 mod crash;
 mod detach;
 mod figures;
+mod flex;
 mod kernel;
 mod load;
 mod machine;
@@ -82,6 +84,8 @@ fn run(options: &Options) -> Result<Next> {
         "resize" => resize::run(options),
         "memory" => memory::run(options),
         "detach" => detach::run(options),
+        "blank" => flex::blank::run(options),
+        "kubelet" => flex::kubelet::run(options),
         "systemd" => return systemd::run(options),
         "upgrade" => upgrade::run(options),
         other => bail!("the guest knows no scenario {other:?}"),

@@ -69,6 +69,10 @@ fn in_guest(scenario: &Scenario, mut words: String, folder: &Path, limit: Durati
     };
     match &scenario.place {
         Place::Uml => to_its_end(boot_uml(&words, None)?, folder, limit),
+        Place::UmlWith { prepare } => {
+            prepare(folder)?;
+            to_its_end(boot_uml(&words, None)?, folder, limit)
+        }
         Place::UmlTargetOutside { lun_mib } => {
             let tap = Tap::new("lab")?;
             let portal = Portal::start_in(Spec::open(lun_mib << 20), HOST, tap.netns())?;

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 mod guest;
+mod kubelet;
 mod package;
 mod scenario;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::package;
+use crate::{kubelet, package};
 
 /// One scenario. What it does is in the guest's program, in the module of its name.
 #[derive(Debug)]
@@ -37,7 +37,12 @@ impl Scenario {
 pub(crate) enum Place {
     /// User-mode Linux on the host's root, and nothing of the scenario outside.
     Uml,
-    /// The same, with the target on the host: as in real life its memory is not the node's.
+    /// The same, with more in the folder that the guest sees as /mnt.
+    UmlWith {
+        /// Makes it; gets the folder.
+        prepare: fn(&std::path::Path) -> anyhow::Result<()>,
+    },
+    /// The same as the first, with the target on the host: as in real life its memory is not the node's.
     UmlTargetOutside {
         /// Size of its LUN in MiB.
         lun_mib: u64,
@@ -114,6 +119,28 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         quick_rounds: 20,
         base: seconds(300),
         round: seconds(20),
+    },
+    Scenario {
+        name: "blank",
+        shows: "a file system is made on a device that is proven blank, and on nothing else",
+        place: Place::Uml,
+        memory_mib: 1536,
+        rounds: 1,
+        quick_rounds: 1,
+        base: seconds(600),
+        round: seconds(0),
+    },
+    Scenario {
+        name: "kubelet",
+        shows: "the volume manager of a real kubelet drives berth-flexvolume, and the calls of Kubernetes 1.3 are replayed",
+        place: Place::UmlWith {
+            prepare: kubelet::build,
+        },
+        memory_mib: 1536,
+        rounds: 2,
+        quick_rounds: 1,
+        base: seconds(900),
+        round: seconds(1000),
     },
     Scenario {
         name: "systemd",
