@@ -12,6 +12,7 @@
 //! device cannot be ended, and a process with such a thread cannot end either.
 
 pub mod command;
+pub mod csi;
 pub mod filesystem;
 pub mod flexvolume;
 pub mod limits;
