@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod csi;
 mod data;
 mod fabric;
 mod fabric_attach;

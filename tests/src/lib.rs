@@ -2,6 +2,7 @@
 //!
 //! - [`process`]: a started program with its log and its use of resources.
 //! - [`berthd`]: the daemon under test, and the HTTP requests a user would send it.
+//! - [`csi`]: fabric, daemons and CSI drivers together, and the suite that holds a driver to the rules.
 //! - [`manager`]: keeps descriptors over the daemon's restarts.
 //! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
 //! - [`net`]: a network of our own between the two, and what can go wrong with it.
@@ -12,6 +13,7 @@
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
 pub mod berthd;
+pub mod csi;
 pub mod fio;
 pub mod guest;
 pub mod http;

@@ -41,11 +41,12 @@ impl RawClient {
         Ok(client)
     }
 
-    /// Chooses an export: fixed newstyle, no zeroes, GO.
+    /// Chooses an export: fixed newstyle, no zeroes, GO. Gives its size in bytes.
     ///
     /// # Errors
     /// When the server refuses.
-    pub fn go(&mut self, export: &str) -> Result<()> {
+    pub fn go(&mut self, export: &str) -> Result<u64> {
+        let mut size = None;
         self.0.write_all(&3_u32.to_be_bytes())?;
         let mut data = (export.len() as u32).to_be_bytes().to_vec();
         data.extend_from_slice(export.as_bytes());
@@ -63,8 +64,12 @@ impl RawClient {
                 "GO: {}",
                 String::from_utf8_lossy(&data)
             );
+            // NBD_REP_INFO with NBD_INFO_EXPORT.
+            if reply == 3 && data.len() >= 10 && data[..2] == [0, 0] {
+                size = Some(u64::from_be_bytes(data[2..10].try_into()?));
+            }
             if reply == 1 {
-                return Ok(());
+                return size.context("the size of the export");
             }
         }
     }

@@ -20,6 +20,7 @@ use clap::Parser;
 
 mod absent;
 mod crash;
+mod csi;
 mod detach;
 mod figures;
 mod flex;
@@ -86,6 +87,7 @@ fn run(options: &Options) -> Result<Next> {
         "detach" => detach::run(options),
         "blank" => flex::blank::run(options),
         "kubelet" => flex::kubelet::run(options),
+        "csi" => csi::run(options),
         "systemd" => return systemd::run(options),
         "upgrade" => upgrade::run(options),
         other => bail!("the guest knows no scenario {other:?}"),

@@ -18,7 +18,7 @@ use crate::STOP;
 use crate::scenario::{Place, Scenario};
 
 /// Programs of ours that guests need.
-const PROGRAMS: [&str; 4] = ["lab-guest", "berthd", "berthctl", "portal"];
+const PROGRAMS: [&str; 5] = ["lab-guest", "berthd", "berthctl", "berth-csi", "portal"];
 /// Where folders are that are shared with guests, which write much and sync it.
 const MEMORY: &str = "/dev/shm";
 /// Of their names; the process id of the lab follows.

@@ -143,6 +143,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         round: seconds(1000),
     },
     Scenario {
+        name: "csi",
+        shows: "the CSI driver keeps all rules with kernel devices and real file systems, and when it or berthd is killed",
+        place: Place::Uml,
+        memory_mib: 2048,
+        rounds: 2,
+        quick_rounds: 1,
+        base: seconds(300),
+        round: seconds(900),
+    },
+    Scenario {
         name: "systemd",
         shows: "the installed service: restarts, kills and hangs under load, and a reboot that brings the mount back",
         place: Place::Debian {
