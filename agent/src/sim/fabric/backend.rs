@@ -12,7 +12,7 @@ use berth_iscsi::name::IscsiName;
 use berth_iscsi::net::listener::{Listening, Server, ServerHandle};
 use berth_iscsi::scsi::alua::{AccessState, PortGroup as AccessGroup};
 use berth_iscsi::target::disk::FileDisk;
-use berth_iscsi::target::lu::{LogicalUnit, LuConfig, LuIdentity};
+use berth_iscsi::target::lu::{LogicalUnit, LuConfig, LuFaults, LuIdentity};
 use berth_iscsi::target::{
     Access, Limits, Portal, PortalGroup, PortalSettings, SessionKind, TargetConfig, UnitId,
 };
@@ -156,6 +156,22 @@ impl Backend {
             }
         }
         Ok(by_target)
+    }
+
+    /// Sets what a volume does wrong; says whether it is served now.
+    pub(super) async fn set_faults(&self, volume: &str, faults: LuFaults) -> io::Result<bool> {
+        let targets = self.applied.values().flatten();
+        let mut units = targets.flat_map(|target| target.luns.values());
+        let Some((_, unit)) = units.find(|(spec, _)| spec.serial == volume) else {
+            return Ok(false);
+        };
+        let unit = *unit;
+        let set = self.handle().with(move |portal, _now| {
+            portal
+                .unit_mut::<Meter>(unit)
+                .map(|meter| *meter.unit().faults() = faults)
+        });
+        Ok(set.await.map_err(io::Error::other)?.is_some())
     }
 
     /// Copies data files at one moment: no command comes between them.

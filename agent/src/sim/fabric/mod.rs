@@ -30,6 +30,7 @@ mod meter;
 mod mode;
 mod model;
 mod options;
+mod portal_faults;
 mod range;
 mod routes;
 mod server;

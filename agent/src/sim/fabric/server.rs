@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use berth_api::Secret;
+use berth_iscsi::net::listener::ServerHandle;
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -78,6 +79,11 @@ impl Shared {
             requests: AtomicU64::new(0),
             info,
         }
+    }
+
+    /// Reaches the portals.
+    pub(super) async fn portals(&self) -> ServerHandle {
+        self.world.lock().await.backend.handle().clone()
     }
 
     pub(super) fn log(&self) -> MutexGuard<'_, RequestLog> {

@@ -4,10 +4,13 @@
     reason = "bodies are written where they are used"
 )]
 
+mod clients;
 mod data_path;
 mod faults;
+mod hostile;
 mod lifecycle;
 mod observe;
+mod portal_faults;
 mod rules;
 mod shapes;
 

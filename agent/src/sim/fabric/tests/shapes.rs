@@ -7,7 +7,7 @@ fn fixture(text: &str) -> Value {
 }
 
 /// Every member of the fixture is there with a value of the same kind; a list has elements like the fixture's first.
-fn same_shape(at: &str, found: &Value, wanted: &Value) {
+pub(super) fn same_shape(at: &str, found: &Value, wanted: &Value) {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => {
             for (name, wanted) in wanted {
