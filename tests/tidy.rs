@@ -64,6 +64,23 @@ fn only_the_lun_layer_knows_block_requests_and_scsi_commands() {
     assert_eq!(naming(&layers, "berth_iscsi"), Vec::<String>::new());
 }
 
+/// Client and simulator that share a type would agree on a mistake in it.
+#[test]
+fn the_daemon_does_not_know_the_simulator_nor_that_one_the_fabric_client() {
+    let daemon: Vec<_> = sources("agent/src")
+        .into_iter()
+        .filter(|(path, _)| !path.starts_with("agent/src/sim"))
+        .filter(|(path, _)| !path.to_string_lossy().contains("test"))
+        // The program that has both.
+        .filter(|(path, _)| !path.ends_with("src/main.rs"))
+        .collect();
+    assert_eq!(naming(&daemon, "sim::"), Vec::<String>::new());
+    for word in ["crate::fabric", "crate::config::Fabric"] {
+        let found = naming(&sources("agent/src/sim/fabric"), word);
+        assert_eq!(found, Vec::<String>::new(), "{word}");
+    }
+}
+
 #[test]
 fn the_contract_knows_neither_protocol() {
     for word in ["berth_iscsi", "berth_agent", "berth_iobuf"] {

@@ -1,7 +1,8 @@
 //! HTTP as a stranger would speak it: written against the published contract, not with the product's own types, so that
 //! client and server cannot agree on a mistake.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -57,10 +58,40 @@ pub fn request(
     body: Option<&Value>,
     within: Duration,
 ) -> Result<Answer> {
-    let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+    let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
     stream.set_read_timeout(Some(within))?;
+    exchange(stream, method, path, &[], body)
+}
+
+/// The same over TCP, with more header lines.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_tcp(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+    within: Duration,
+) -> Result<Answer> {
+    let stream = TcpStream::connect(address).with_context(|| address.to_string())?;
+    stream.set_read_timeout(Some(within))?;
+    exchange(stream, method, path, headers, body)
+}
+
+fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Result<Answer> {
     let body = body.map(Value::to_string).unwrap_or_default();
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
     if !body.is_empty() {
         head += &format!(
             "Content-Type: application/json\r\nContent-Length: {}\r\n",

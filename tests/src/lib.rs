@@ -6,14 +6,17 @@
 //! - [`manager`]: keeps descriptors over the daemon's restarts.
 //! - [`peers`]: iSCSI targets that others wrote, and our own `portal`.
 //! - [`net`]: a network of our own between the two, and what can go wrong with it.
+//! - [`fabric`]: the simulated fabric as a process that is killed and started again, and a REST client of its own.
 //! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
 //! - [`guest`]: guest kernels, for what this machine's kernel lacks or must not suffer.
 //! - [`programs`]: where the programs under test come from.
+//! - [`sim`]: `berthd sim`, the simulated fabric as a process.
 //! - [`simulation`]: everything in one thread under one clock, from a seed.
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
 pub mod berthd;
 pub mod csi;
+pub mod fabric;
 pub mod fio;
 pub mod guest;
 pub mod http;

@@ -1,18 +1,21 @@
 //! `berthd demo`: everything at work in one process.
 
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::client::Client;
-use berth_api::types::{AttachRequest, Attachment, DigestPolicy, Digests, IscsiSource, Source};
+use berth_api::types::{
+    AttachRequest, Attachment, DigestPolicy, Digests, FabricSource, Source, VolumeRequest,
+};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use super::portal::{SimPortal, SimVolume};
+use super::fabric::{DEFAULT_PASSWORD, DEFAULT_USER, Fabric, Options};
 use super::workload::{self, Pace};
 use crate::app::Daemon;
-use crate::config::{Config, KernelDevices};
+use crate::config::{self, Config, Fingerprint, KernelDevices};
 use crate::nbd::uri::Uri;
 
 /// Options of `berthd demo`.
@@ -21,7 +24,7 @@ pub struct DemoOptions {
     /// End after the summary instead of serving until Ctrl-C
     #[arg(long)]
     pub once: bool,
-    /// Size of each of the two volumes in MiB
+    /// MiB that are written to each of the two volumes
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub size: u64,
     /// Length of the random reads in seconds
@@ -29,8 +32,19 @@ pub struct DemoOptions {
     pub seconds: u64,
 }
 
-/// Names of the two volumes, and whether they have a write cache.
-const VOLUMES: [(&str, bool); 2] = [("demo-a", false), ("demo-b", true)];
+impl DemoOptions {
+    /// Bytes that are written to each volume.
+    const fn bytes(&self) -> u64 {
+        self.size << 20
+    }
+}
+
+/// The volume that is made by options.
+const BY_OPTIONS: &str = "demo-a";
+/// The volume that is made from an AppTemplate, and the template.
+const FROM_TEMPLATE: (&str, &str) = ("demo-b", "basic_small");
+/// Names of the two volumes.
+const VOLUMES: [&str; 2] = [BY_OPTIONS, FROM_TEMPLATE.0];
 
 /// What one volume did.
 struct Report {
@@ -47,77 +61,121 @@ struct Report {
 pub async fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("berth-demo-").tempdir()?;
     println!(
-        "berth demo: a simulated portal, two volumes attached over the HTTP API, data over NBD\n"
+        "berth demo: a simulated fabric, two volumes made and attached over the HTTP API, data over NBD\n"
     );
-    let portal = start_portal(options)?;
+    let fabric = Fabric::start(Options::new(dir.path().join("fabric")))
+        .context("cannot start the simulated fabric")?;
     let mut config = Config::default();
     config.node.state_dir = dir.path().join("state");
     config.node.runtime_dir = dir.path().to_owned();
+    config.fabric = Some(reach(&fabric, dir.path())?);
     // Nothing outside the directory is touched.
     config.nbd.kernel = KernelDevices::Never;
     let daemon = Daemon::start(&config).await?;
-    step("portal", &format!("{} (in memory)", portal.address()));
+    let [first, second] = fabric.portals();
+    step(
+        "fabric",
+        &format!("{}, portals {first} {second}", url(&fabric)?),
+    );
     step("daemon", &format!("API {}", daemon.api_socket().display()));
-    let result = work(options, &portal, &daemon).await;
+    let result = work(options, &daemon).await;
     if result.is_ok() && !options.once {
-        next_steps(daemon.api_socket(), daemon.nbd_socket());
+        next_steps(&daemon, &fabric);
         println!("\nServing until Ctrl-C.");
         tokio::signal::ctrl_c().await?;
         println!();
     }
     daemon.stop().await;
-    drop(portal);
+    fabric.stop();
     result
 }
 
-fn start_portal(options: &DemoOptions) -> anyhow::Result<SimPortal> {
-    let volumes = VOLUMES
-        .iter()
-        .map(|(name, write_cache)| {
-            Ok(SimVolume {
-                target: format!("iqn.2026-11.io.berth.demo:{name}").parse()?,
-                serial: (*name).to_owned(),
-                size_bytes: options.size << 20,
-                write_cache: *write_cache,
-            })
-        })
-        .collect::<anyhow::Result<_>>()?;
-    SimPortal::start(volumes).context("cannot start the simulated portal")
+fn url(fabric: &Fabric) -> anyhow::Result<String> {
+    let address = fabric.https().context("the fabric serves no HTTPS")?;
+    Ok(format!("https://{address}"))
 }
 
-async fn work(options: &DemoOptions, portal: &SimPortal, daemon: &Daemon) -> anyhow::Result<()> {
+/// What a configuration file would say in `[fabric]`.
+fn reach(fabric: &Fabric, dir: &Path) -> anyhow::Result<config::Fabric> {
+    let password_file = dir.join("fabric-password");
+    write_secret(&password_file, DEFAULT_PASSWORD)?;
+    let fingerprint = fabric.fingerprint().and_then(Fingerprint::parse);
+    Ok(config::Fabric {
+        url: Some(url(fabric)?),
+        user: Some(DEFAULT_USER.to_owned()),
+        password_file: Some(password_file),
+        fingerprint: Some(fingerprint.context("the fabric has no certificate")?),
+        iscsi_port: fabric.portals()[0].port(),
+        // It makes a volume in milliseconds.
+        poll_interval: config::Span(Duration::from_millis(50)),
+        ..config::Fabric::default()
+    })
+}
+
+fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut file = std::fs::File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(secret.as_bytes())
+}
+
+/// How each volume is asked for.
+fn wish(name: &str, options: &DemoOptions) -> VolumeRequest {
+    if name == BY_OPTIONS {
+        return VolumeRequest {
+            size_bytes: Some(options.bytes()),
+            replicas: Some(2),
+            description: Some("made by options".to_owned()),
+            ..VolumeRequest::default()
+        };
+    }
+    VolumeRequest {
+        template: Some(FROM_TEMPLATE.1.to_owned()),
+        // The template's own size is 1 GiB.
+        size_bytes: (options.bytes() > 1 << 30).then_some(options.bytes()),
+        ..VolumeRequest::default()
+    }
+}
+
+async fn work(options: &DemoOptions, daemon: &Daemon) -> anyhow::Result<()> {
     let client = Client::unix(daemon.api_socket());
-    let mut reports = Vec::new();
-    for (name, write_cache) in VOLUMES {
-        let attached = attach(&client, name, portal).await?;
+    let templates = client.templates().await.context("cannot list templates")?;
+    let names: Vec<&str> = templates.iter().map(|t| t.name.as_str()).collect();
+    step("templates", &names.join(", "));
+    for name in VOLUMES {
+        let attached = attach(&client, name, options).await?;
+        let how = match wish(name, options).template {
+            Some(template) => format!("from template {template}"),
+            None => "by options".to_owned(),
+        };
         let (header, data) = digests_in_use(&attached);
-        let cache = if write_cache { ", write cache" } else { "" };
         step(
             "attached",
             &format!(
-                "{name}  {}, LUN {}, digests: header {header}, data {data}{cache}",
+                "{name}  made {how}, {}, {} paths, digests: header {header}, data {data}",
                 HumanBytes(attached.size_bytes.unwrap_or(0)),
-                attached
-                    .identity
-                    .and_then(|identity| identity.naa)
-                    .map_or_else(|| "without NAA".to_owned(), |naa| format!("naa.{naa}")),
+                attached.paths.len(),
             ),
         );
     }
     println!();
-    for (seed, (name, _)) in (1u64..).zip(VOLUMES) {
+    let size = options.bytes();
+    let mut reports = Vec::new();
+    for (seed, name) in (1u64..).zip(VOLUMES) {
         let uri = Uri::unix(daemon.nbd_socket(), name);
-        let size = options.size << 20;
         let bar = progress(name, "write", size);
-        let write = workload::write_all(&uri, seed, |done| bar.set_position(done)).await?;
+        let write = workload::write_all(&uri, seed, size, |done| bar.set_position(done)).await?;
         finish(&bar, &write);
         let bar = progress(name, "verify", size);
-        let verify = workload::verify_all(&uri, seed, |done| bar.set_position(done)).await?;
+        let verify = workload::verify_all(&uri, seed, size, |done| bar.set_position(done)).await?;
         finish(&bar, &verify);
         let length = Duration::from_secs(options.seconds);
         let bar = ProgressBar::new_spinner().with_message(format!("{name}  random 4 KiB reads"));
         bar.enable_steady_tick(Duration::from_millis(100));
-        let random = workload::random_reads(&uri, seed, length).await?;
+        let random = workload::random_reads(&uri, seed, size, length).await?;
         bar.finish_and_clear();
         reports.push(Report {
             name,
@@ -129,12 +187,10 @@ async fn work(options: &DemoOptions, portal: &SimPortal, daemon: &Daemon) -> any
     summary(&client, &reports).await
 }
 
-async fn attach(client: &Client, name: &str, portal: &SimPortal) -> anyhow::Result<Attachment> {
-    let source = Source::Iscsi(IscsiSource {
-        portals: vec![portal.address().to_string().parse()?],
-        target: format!("iqn.2026-11.io.berth.demo:{name}").parse()?,
-        lun: 0,
-        auth: None,
+async fn attach(client: &Client, name: &str, options: &DemoOptions) -> anyhow::Result<Attachment> {
+    let source = Source::Fabric(FabricSource {
+        create: Some(Box::new(wish(name, options))),
+        ..FabricSource::new(name.parse()?)
     });
     let digests = Digests {
         header: DigestPolicy::Require,
@@ -147,7 +203,7 @@ async fn attach(client: &Client, name: &str, portal: &SimPortal) -> anyhow::Resu
     let attached = client
         .attach(&name.parse()?, &request)
         .await
-        .with_context(|| format!("cannot attach {name}"))?;
+        .with_context(|| format!("cannot make and attach {name}"))?;
     Ok(attached.attachment)
 }
 
@@ -212,11 +268,11 @@ async fn summary(client: &Client, reports: &[Report]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn next_steps(api: &Path, nbd: &Path) {
-    let (api, nbd) = (api.display(), nbd.display());
+fn next_steps(daemon: &Daemon, fabric: &Fabric) {
+    let (api, nbd) = (daemon.api_socket().display(), daemon.nbd_socket().display());
     let ctl = std::env::current_exe()
         .ok()
-        .map(|path| path.with_file_name("berthctl"))
+        .map(|path: PathBuf| path.with_file_name("berthctl"))
         .filter(|path| path.exists())
         .map_or_else(
             || "cargo run --release --bin berthctl --".to_owned(),
@@ -224,12 +280,19 @@ fn next_steps(api: &Path, nbd: &Path) {
         );
     println!("\nTry next, in another terminal:\n");
     println!("  export BERTH_SOCKET={api}");
+    println!("  {ctl} template list");
+    println!("  {ctl} volume list");
+    println!("  {ctl} volume create mine --template bronze");
+    println!("  {ctl} attach mine --volume mine");
     println!("  {ctl} list");
-    println!("  {ctl} show demo-a");
-    println!("  {ctl} bench demo-a --seconds 5");
+    println!("  {ctl} bench mine --seconds 5             # slow: the template limits it");
+    println!("  {ctl} volume qos mine --total-iops 5000  # at once, while it runs");
+    println!("  {ctl} volume snapshot take demo-a before-lunch");
     println!("  nbdinfo 'nbd+unix:///demo-a?socket={nbd}'");
     println!("  nbdcopy --progress 'nbd+unix:///demo-a?socket={nbd}' demo-a.img");
-    println!("  curl --unix-socket {api} http://berth/v1/attachments");
+    if let Some(http) = fabric.http() {
+        println!("  curl http://{http}/sim/requests           # what the fabric was asked");
+    }
 }
 
 fn step(what: &str, detail: &str) {

@@ -120,17 +120,18 @@ fn compare(seed: u64, offset_bytes: u64, data: &Payload) -> Result<(), WorkloadE
     Ok(())
 }
 
-/// Writes the whole export sequentially and flushes it. `progress` gets the bytes done.
+/// Writes the first `len_bytes` of the export sequentially and flushes it. `progress` gets the bytes done.
 ///
 /// # Errors
 /// When a request fails.
 pub async fn write_all(
     uri: &Uri,
     seed: u64,
+    len_bytes: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<Pace, WorkloadError> {
     let mut connection = Connection::connect(uri, Wishes::default()).await?;
-    let size = connection.facts().size_bytes;
+    let size = len_bytes.min(connection.facts().size_bytes);
     let write = |offset_bytes, len_bytes| Op::Write {
         offset_bytes,
         data: contents(seed, offset_bytes, len_bytes),
@@ -152,17 +153,18 @@ pub async fn write_all(
     Ok(pace)
 }
 
-/// Reads the whole export sequentially and compares every byte. `progress` gets the bytes done.
+/// Reads the first `len_bytes` of the export sequentially and compares every byte. `progress` gets the bytes done.
 ///
 /// # Errors
 /// When a request fails or a byte differs.
 pub async fn verify_all(
     uri: &Uri,
     seed: u64,
+    len_bytes: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<Pace, WorkloadError> {
     let mut connection = Connection::connect(uri, Wishes::default()).await?;
-    let size = connection.facts().size_bytes;
+    let size = len_bytes.min(connection.facts().size_bytes);
     let read = |offset_bytes, len_bytes| Op::Read {
         offset_bytes,
         len_bytes: len_bytes as u32,
@@ -182,13 +184,19 @@ pub async fn verify_all(
     Ok(pace)
 }
 
-/// Reads 4 KiB at random places for this long, and compares every byte.
+/// Reads 4 KiB at random places of the first `len_bytes` for this long, and compares every byte.
 ///
 /// # Errors
 /// When a request fails or a byte differs.
-pub async fn random_reads(uri: &Uri, seed: u64, length: Duration) -> Result<Pace, WorkloadError> {
+pub async fn random_reads(
+    uri: &Uri,
+    seed: u64,
+    len_bytes: u64,
+    length: Duration,
+) -> Result<Pace, WorkloadError> {
     let mut connection = Connection::connect(uri, Wishes::default()).await?;
-    let blocks = (connection.facts().size_bytes / u64::from(RANDOM_BYTES)).max(1);
+    let size = len_bytes.min(connection.facts().size_bytes);
+    let blocks = (size / u64::from(RANDOM_BYTES)).max(1);
     let mut numbers = Numbers(seed);
     let mut flights = Flights::default();
     let mut pace = Pace::new();
