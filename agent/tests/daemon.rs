@@ -163,7 +163,7 @@ async fn data_is_still_there_after_detach_and_after_a_restart() {
         let bench = Bench::start().await;
         let attached = bench.attach().await;
         assert_eq!(attached.size_bytes, Some(SIZE));
-        workload::write_all(&bench.uri(), 5, |_| {})
+        workload::write_all(&bench.uri(), 5, u64::MAX, |_| {})
             .await
             .expect("writes");
         bench
@@ -177,7 +177,7 @@ async fn data_is_still_there_after_detach_and_after_a_restart() {
             .await
             .expect("absent is fine");
         bench.attach().await;
-        workload::verify_all(&bench.uri(), 5, |_| {})
+        workload::verify_all(&bench.uri(), 5, u64::MAX, |_| {})
             .await
             .expect("the same bytes");
         let (dir, portal) = bench.stop().await;
@@ -190,7 +190,7 @@ async fn data_is_still_there_after_detach_and_after_a_restart() {
             daemon,
         };
         bench.wait_for(AttachmentState::Attached).await;
-        workload::verify_all(&bench.uri(), 5, |_| {})
+        workload::verify_all(&bench.uri(), 5, u64::MAX, |_| {})
             .await
             .expect("the same bytes");
         bench.stop().await;

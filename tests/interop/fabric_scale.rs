@@ -171,6 +171,24 @@ fn check_lists(daemon: &Berthd, rest: &Rest, made: &BTreeMap<String, u64>) -> Re
         })
         .collect::<Result<_>>()?;
     ensure!(sizes == *made, "the daemon's list is not what was made");
+    // The daemon's own pages, in the order of the names.
+    for limit in [9, 100] {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = get(daemon, &format!("/v1/volumes?limit={limit}{after}"))?;
+            let rows = names(&page["volumes"])?;
+            ensure!(rows.len() <= limit, "{} in a page of {limit}", rows.len());
+            found.extend(rows);
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        ensure!(
+            found.iter().eq(made.keys()),
+            "the daemon's pages of {limit}: {found:?}"
+        );
+    }
     let all: BTreeSet<&str> = made.keys().map(String::as_str).collect();
     for limit in [7, 100, 1000] {
         let found = pages(rest, "", limit)?;
