@@ -34,10 +34,14 @@ fn live(rest: &Rest, life: usize, number: usize, answered: &Mutex<Answered>) -> 
     let path = format!("/app_instances/{name}");
     let volume = format!("{path}/storage_instances/storage-1/volumes/volume-1");
     let note = |size: u64| {
-        let mut answered = answered.lock().unwrap();
+        let mut answered = answered.lock().expect("no client has panicked");
         answered.sizes.insert(name.clone(), size);
     };
-    answered.lock().unwrap().unsure.insert(name.clone());
+    answered
+        .lock()
+        .expect("no client has panicked")
+        .unsure
+        .insert(name.clone());
     let body = json!({"name": name, "storage_instances": [
         {"name": "storage-1", "volumes": [{"name": "volume-1", "size": 1, "replica_count": 1}]},
     ]});
@@ -49,11 +53,15 @@ fn live(rest: &Rest, life: usize, number: usize, answered: &Mutex<Answered>) -> 
     if number.is_multiple_of(3) {
         rest.ok("PUT", &path, Some(&json!({"admin_state": "offline"})))?;
         rest.ok("DELETE", &path, None)?;
-        let mut answered = answered.lock().unwrap();
+        let mut answered = answered.lock().expect("no client has panicked");
         answered.sizes.remove(&name);
         answered.deleted.insert(name.clone());
     }
-    answered.lock().unwrap().unsure.remove(&name);
+    answered
+        .lock()
+        .expect("no client has panicked")
+        .unsure
+        .remove(&name);
     Ok(())
 }
 
@@ -127,7 +135,7 @@ fn what_was_answered_survives_a_kill() -> Result<()> {
             over.store(true, Ordering::SeqCst);
             restarted
         })?;
-        check(&sim, &answered.lock().unwrap())?;
+        check(&sim, &answered.lock().expect("no client has panicked"))?;
     }
     sim.stop()
 }

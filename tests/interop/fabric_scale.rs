@@ -55,18 +55,23 @@ impl Step {
                         let begun = Instant::now();
                         if let Err(error) = job(number) {
                             next.store(count, Ordering::Relaxed);
-                            failed.lock().unwrap().get_or_insert(error);
+                            failed
+                                .lock()
+                                .expect("no client has panicked")
+                                .get_or_insert(error);
                             return;
                         }
-                        took.lock().unwrap().push(begun.elapsed());
+                        took.lock()
+                            .expect("no client has panicked")
+                            .push(begun.elapsed());
                     }
                 });
             }
         });
-        if let Some(error) = failed.into_inner().unwrap() {
+        if let Some(error) = failed.into_inner().expect("no client has panicked") {
             return Err(error.context(name));
         }
-        let mut took = took.into_inner().unwrap();
+        let mut took = took.into_inner().expect("no client has panicked");
         took.sort();
         ensure!(took.len() == count, "{} of {count} were done", took.len());
         let whole = begun.elapsed();
