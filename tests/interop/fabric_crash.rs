@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::process::{Process, wait_for};
 use berth_tests::fabric::{Rest, Sim};
+use berth_tests::process::{Process, wait_for};
 use berth_tests::{Berthd, programs, tool};
 use serde_json::{Value, json};
 

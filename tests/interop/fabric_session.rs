@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::process::Process;
 use berth_tests::fabric::Sim;
+use berth_tests::process::Process;
 use berth_tests::{Berthd, programs};
 
 /// Heading of the section; its first block of `console` is the session.
