@@ -37,8 +37,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const WORKERS: usize = 2;
 /// Time for what is left at the end; threads that wait for dead devices are left behind.
 const END_LIMIT: Duration = Duration::from_secs(2);
-/// How long a socket that is in the way may take to show that somebody serves it.
-const STALE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a socket that is in the way may still be connected to before that counts as served: a child that a killed driver has
+/// just forked holds its sockets for a moment.
+const STALE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const STALE_POLL: Duration = Duration::from_millis(20);
 
 /// Logs as the options say, and serves the driver until the process is told to end.
 ///
@@ -165,6 +168,16 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     }
 }
 
+/// Whether somebody serves the socket, and goes on doing so.
+async fn is_served(path: &Path) -> bool {
+    let refused = async {
+        while UnixStream::connect(path).await.is_ok() {
+            tokio::time::sleep(STALE_POLL).await;
+        }
+    };
+    tokio::time::timeout(STALE_TIMEOUT, refused).await.is_err()
+}
+
 /// A socket that is served.
 #[derive(Debug)]
 struct Socket {
@@ -204,9 +217,7 @@ impl Socket {
                 bail!("something else is there, which is no socket")
             }
             Ok(_) => {
-                let connected =
-                    tokio::time::timeout(STALE_TIMEOUT, UnixStream::connect(path)).await;
-                if !matches!(connected, Ok(Err(_))) {
+                if is_served(path).await {
                     bail!("another process serves it");
                 }
                 std::fs::remove_file(path)?;
@@ -253,6 +264,21 @@ mod tests {
         std::fs::write(&path, "data").unwrap();
         assert!(Socket::open(&path).await.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    /// What is left of a killed driver for a moment: a child between fork and exec.
+    #[tokio::test]
+    async fn a_socket_that_ends_in_a_moment_is_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("csi.sock");
+        let (listener, guard) = Socket::open(&path).await.unwrap().into_parts();
+        std::mem::forget(guard);
+        tokio::spawn(async move {
+            tokio::time::sleep(5 * STALE_POLL).await;
+            drop(listener);
+        });
+        drop(Socket::open(&path).await.unwrap());
+        assert!(!path.exists());
     }
 
     #[tokio::test]

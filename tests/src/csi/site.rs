@@ -116,11 +116,11 @@ impl Node {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let socket = self.socket();
-        self.driver.wait_ready("socket", DEADLINE, || {
-            Ok(std::os::unix::net::UnixStream::connect(&socket)
-                .ok()
-                .map(drop))
+        // Not by connecting: what a killed driver has left may take connections for a moment.
+        let log = self.dir.path().join("log");
+        self.driver.wait_ready("serving", DEADLINE, || {
+            let text = std::fs::read_to_string(&log)?;
+            Ok(text.contains(": serving ").then_some(()))
         })
     }
 
