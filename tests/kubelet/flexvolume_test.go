@@ -186,6 +186,13 @@ func TestKubeletRestart(t *testing.T) {
 	third := start(t, root, client)
 	defer third.end()
 	third.until("unmount of what nobody wants", func() bool { return third.mounted(pod) == "" })
+	if calledAttach(t) {
+		// This kubelet forgets what it has staged and attached for a pod that it only found: the next pod takes it over.
+		next := newPod("next", claim)
+		third.run(next)
+		expectFile(t, third.dir(next), "kept")
+		third.remove(next)
+	}
 	third.until("detach", func() bool { return len(attachments(t)) == 0 })
 }
 
