@@ -391,6 +391,9 @@ impl LocalVolume {
                     self.ending = false;
                     self.forced = false;
                 }
+                Some(VolumeCommand::Fence(reason)) => {
+                    self.context.end(crate::block::Error::Fenced, reason);
+                }
                 Some(VolumeCommand::End(leave)) => return self.end(leave).await,
                 // Dropped without a word, as when the daemon dies: what is kept says that it comes back.
                 None => return self.end(Leave::Stop).await,
@@ -510,8 +513,8 @@ impl LocalVolume {
             };
             let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
         });
-        self.stop_paths(Instant::now() + self.context.spec.logout_timeout)
-            .await;
+        // Users of the device get their errors after this. A session that is left is ended by the next attach.
+        self.stop_paths(Instant::now() + LAST_WORDS).await;
         let failed = self.context.board.failed();
         Ended::Failed(failed.unwrap_or_else(|| failure::lost("the volume cannot go on")))
     }

@@ -87,6 +87,8 @@ pub(super) enum VolumeCommand {
     },
     /// Undoes [`VolumeCommand::BeginDetach`].
     KeepOn,
+    /// [`Volume::fence`].
+    Fence(Error),
     End(Leave),
 }
 
@@ -273,6 +275,12 @@ impl Volume {
     /// It is not detached after all: takes NBD connections again.
     pub async fn keep_on(&self) {
         let _ = self.commands.send(VolumeCommand::KeepOn).await;
+    }
+
+    /// It is not this node's any more: all I/O fails from now on, nothing is sent to the unit, and `reason` is what its
+    /// status says.
+    pub async fn fence(&self, reason: Error) {
+        let _ = self.commands.send(VolumeCommand::Fence(reason)).await;
     }
 
     /// Ends it in good order: I/O in flight is finished, the cache is flushed, the reservation is given back

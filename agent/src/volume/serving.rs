@@ -75,7 +75,7 @@ impl Task {
                     self.keep_intent_or_log().await;
                     return Next::Failed(error.with_attachment(&self.name));
                 }
-                error = doubt.confirmed() => return self.shut_out(&volume, error).await,
+                error = doubt.confirmed() => self.shut_out(&volume, error).await,
                 call = self.calls.recv() => match call {
                     Some(call) => {
                         if let Some(next) = self.on_call(&volume, call).await {

@@ -5,19 +5,17 @@
 //! and waiting helps nobody: what waits fails, and the attachment is fenced until somebody asks for it anew.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::types::Source;
 use berth_api::{Code, Error};
 
-use super::attachment::{Next, Task};
+use super::attachment::Task;
 use super::intent::{KnownFence, Standing};
 use super::provision::{FabricAccess, is_admitted, unit_of};
 use crate::fabric::Op;
-use crate::initiator;
 use crate::plane::Volume;
-use crate::plane::spec::{Leave, Reconfigure, VolumeHealth, VolumeStatus};
+use crate::plane::spec::{VolumeHealth, VolumeStatus};
 
 /// Pause between two questions while the target refuses us and the fabric has nothing against us, or is away.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -44,10 +42,14 @@ impl Doubt {
         }
     }
 
-    /// Ends when this node is shut out: with the reason.
+    /// Ends when this node is shut out: with the reason, once. Can be dropped and called again.
     pub(super) async fn confirmed(&mut self) -> Error {
         match &mut self.question {
-            Some(question) => question.await,
+            Some(question) => {
+                let error = question.await;
+                self.question = None;
+                error
+            }
             None => std::future::pending().await,
         }
     }
@@ -94,8 +96,8 @@ impl Task {
         Some(Box::pin(question))
     }
 
-    /// Ends the volume: what waits fails, and nothing of it comes back by itself.
-    pub(super) async fn shut_out(&mut self, volume: &Arc<Volume>, error: Error) -> Next {
+    /// Fences the volume: what waits fails, and nothing of it comes back by itself.
+    pub(super) async fn shut_out(&mut self, volume: &Volume, error: Error) {
         tracing::warn!(volume = %self.name, %error, "this node is shut out");
         if let Some(fence) = &mut self.intent.fence {
             fence.standing = Standing::Lost;
@@ -105,15 +107,7 @@ impl Task {
                 standing: Standing::Lost,
             });
         }
-        // What waits is answered first, so that clients get an error and not just the end of their connection.
-        let at_once = Reconfigure {
-            recovery_timeout: Some(Duration::ZERO),
-            paths: initiator::paths(&self.intent),
-        };
-        if let Err(error) = volume.configure(at_once).await {
-            tracing::debug!(volume = %self.name, %error, "the volume has ended by itself");
-        }
-        self.end(volume, Leave::Stop).await;
-        Next::Failed(error)
+        self.keep_intent_or_log().await;
+        volume.fence(error).await;
     }
 }
