@@ -5,12 +5,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::device::{Identity, KernelNbd, LOOK_AGAIN, stored_name};
+use super::driver::Claim;
 use super::error::{DeviceError, failed};
 use super::link::Link;
 use super::users::User;
 
 /// Time for users of a device that was taken away by force to close it, before it is left behind.
 const USED_LIMIT: Duration = Duration::from_secs(1);
+/// Time to open a device that is taken away by force: it takes microseconds, or for ever.
+const FORCED_CLAIM_LIMIT: Duration = Duration::from_secs(1);
 /// Time for the last flush of a device that is taken away by force.
 const FORCED_FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -49,8 +52,7 @@ impl KernelNbd {
             }
             Err(error) => return Err(error),
         }
-        let claim = self.call(move |driver| driver.claim(index)).await;
-        let claim = claim.map_err(failed("open the device"))?;
+        let claim = self.claim(index, force).await?;
         let mut users = self
             .call(move |driver| driver.users(index))
             .await
@@ -87,6 +89,23 @@ impl KernelNbd {
             limit.min(USED_LIMIT)
         };
         Ok(self.wait_free(index, identity, limit).await)
+    }
+
+    /// Keeps others from mounting the device, as long as the claim lives; `None`: somebody has it already.
+    ///
+    /// Opening waits for whoever is about to close the device, who may wait for I/O that nobody answers any more. By
+    /// force that is not waited for: DISCONNECT is what ends it.
+    async fn claim(&self, index: u32, force: bool) -> Result<Option<Claim>, DeviceError> {
+        let claim = self.call(move |driver| driver.claim(index));
+        let claim = if force {
+            match tokio::time::timeout(FORCED_CLAIM_LIMIT, claim).await {
+                Ok(claim) => claim,
+                Err(_) => return Ok(None),
+            }
+        } else {
+            claim.await
+        };
+        claim.map_err(failed("open the device"))
     }
 
     async fn last_flush(&self, index: u32, force: bool) -> Result<(), DeviceError> {
