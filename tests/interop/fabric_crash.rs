@@ -145,7 +145,7 @@ fn what_was_answered_survives_a_kill() -> Result<()> {
 fn a_volume_is_written_over_the_death_of_the_fabric() -> Result<()> {
     const SIZE_BYTES: usize = 96 << 20;
     let mut sim = Sim::start(&[])?;
-    let daemon = Berthd::start_with(&sim.config()?, None)?;
+    let daemon = Berthd::start_with(&sim.config(), None)?;
     let create: Value = json!({"size_bytes": 1 << 30, "qos": {"total_bytes_per_second": 32 << 20}});
     let source = json!({"fabric": {"volume": "pv-1", "create": create}});
     daemon.attach_with("disk", &json!({"source": source, "device": "socket"}))?;

@@ -221,7 +221,7 @@ fn many_volumes_and_many_clients() -> Result<()> {
     let count = setting("BERTH_FABRIC_VOLUMES", 100)?;
     let clients = setting("BERTH_FABRIC_CLIENTS", 16)?;
     let sim = Sim::start(&[])?;
-    let daemon = Berthd::start_with(&sim.config()?, None)?;
+    let daemon = Berthd::start_with(&sim.config(), None)?;
     let made: BTreeMap<String, u64> = (0..count).map(|n| (name(n), wish(n).1)).collect();
     let volume = |n: usize| format!("/v1/volumes/{}", name(n));
     let mut steps = vec![Step::run("create", clients, count, |n| {

@@ -104,7 +104,7 @@ fn the_session_of_the_document_goes_as_it_says() -> Result<()> {
     let place = session(&text)?;
     let write = std::env::var_os("BERTH_SESSION_WRITE").is_some();
     let sim = Sim::start(&[])?;
-    let daemon = Berthd::start_with(&sim.config()?, None)?;
+    let daemon = Berthd::start_with(&sim.config(), None)?;
     let run = daemon.api_socket();
     let run = run
         .parent()

@@ -1,7 +1,8 @@
 //! The simulated fabric as a process, and a REST client that knows nothing of the product's types.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http;
+use crate::net::Netns;
 use crate::process::{Process, Usage, wait_for};
 use crate::programs;
 
@@ -17,41 +19,99 @@ use crate::programs;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// What the fabric takes unless it is told otherwise.
 const PASSWORD: &str = "password";
+/// Where that is, for daemons.
+const PASSWORD_FILE: &str = "password";
 
-/// A running `berthd sim` on free addresses of this machine.
+/// A running `berthd sim`.
 #[derive(Debug)]
 pub struct Sim {
     process: Process,
-    http: SocketAddr,
-    https: SocketAddr,
+    addresses: Addresses,
     fingerprint: String,
-    portals: [SocketAddr; 2],
+    netns: Option<Arc<Netns>>,
     options: Vec<String>,
     // Last: the folder goes after the process.
     dir: TempDir,
 }
 
+/// Where a fabric serves.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// REST without encryption.
+    pub http: SocketAddr,
+    /// REST.
+    pub https: SocketAddr,
+    /// The iSCSI portals, two; none: free ones.
+    pub portals: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    /// Free ones of this machine.
+    fn free() -> Self {
+        let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        Self {
+            http: any,
+            https: any,
+            portals: Vec::new(),
+        }
+    }
+
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["--http".to_owned(), self.http.to_string()];
+        words.extend(["--https".to_owned(), self.https.to_string()]);
+        for portal in &self.portals {
+            words.extend(["--portal".to_owned(), portal.to_string()]);
+        }
+        words
+    }
+}
+
 impl Sim {
-    /// Starts one with more options and waits until it is ready.
+    /// Starts one with more options on free addresses of this machine and waits until it is ready.
     ///
     /// # Errors
     /// When it does not get ready; the error holds its log.
     pub fn start(options: &[&str]) -> Result<Self> {
-        let dir = TempDir::with_prefix("sim-")?;
-        let options: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
-        let mut words = vec!["--http".to_owned(), "127.0.0.1:0".to_owned()];
-        words.extend(["--https".to_owned(), "127.0.0.1:0".to_owned()]);
-        words.extend(options.iter().cloned());
-        Self::launch(dir, options, &words)
+        Self::launch(
+            TempDir::with_prefix("sim-")?,
+            None,
+            &Addresses::free(),
+            owned(options),
+        )
     }
 
-    fn launch(dir: TempDir, options: Vec<String>, more: &[String]) -> Result<Self> {
-        let mut words = vec!["sim".to_owned(), "--state-dir".to_owned()];
+    /// Starts one on these addresses of a network namespace.
+    ///
+    /// # Errors
+    /// As [`Sim::start`].
+    pub fn start_in(netns: &Arc<Netns>, addresses: &Addresses, options: &[&str]) -> Result<Self> {
+        let netns = Some(Arc::clone(netns));
+        Self::launch(
+            TempDir::with_prefix("sim-")?,
+            netns,
+            addresses,
+            owned(options),
+        )
+    }
+
+    fn launch(
+        dir: TempDir,
+        netns: Option<Arc<Netns>>,
+        addresses: &Addresses,
+        options: Vec<String>,
+    ) -> Result<Self> {
+        let mut words = match &netns {
+            Some(netns) => netns.prefix()?,
+            None => Vec::new(),
+        };
+        words.push(programs::ours("berthd")?.to_string_lossy().into_owned());
+        words.extend(["sim", "--state-dir"].map(str::to_owned));
         words.push(dir.path().join("state").to_string_lossy().into_owned());
-        words.extend(more.iter().cloned());
+        words.extend(addresses.words());
+        words.extend(options.iter().cloned());
         let log = dir.path().join("log");
         let mut process =
-            Process::start("berthd sim", &programs::ours("berthd")?, words, &[], &log)?;
+            Process::start("berthd sim", Path::new(&words[0]), &words[1..], &[], &log)?;
         wait_for("the simulated fabric gets ready", DEADLINE, || {
             if let Some(status) = process.status()? {
                 anyhow::bail!("it has ended with {status}");
@@ -77,18 +137,22 @@ impl Sim {
         let portals: Vec<SocketAddr> = portals
             .map(|rest| Ok(rest.trim().parse()?))
             .collect::<Result<_>>()?;
-        let sim = Self {
+        ensure!(portals.len() == 2, "two portals: {log}");
+        let addresses = Addresses {
             http: address("http", "http://")?,
             https: address("https", "https://")?,
-            fingerprint: said("fingerprint").with_context(|| log.clone())?,
-            portals: portals
-                .try_into()
-                .map_err(|_| anyhow::anyhow!(log.clone()))?,
+            portals,
+        };
+        let fingerprint = said("fingerprint").with_context(|| log.clone())?;
+        std::fs::write(dir.path().join(PASSWORD_FILE), PASSWORD)?;
+        Ok(Self {
             process,
+            addresses,
+            fingerprint,
+            netns,
             options,
             dir,
-        };
-        Ok(sim)
+        })
     }
 
     /// Kills it and starts it again where it was.
@@ -98,51 +162,46 @@ impl Sim {
     pub fn kill_and_restart(mut self) -> Result<Self> {
         self.process.stop(Signal::KILL, DEADLINE)?;
         let Self {
-            http,
-            https,
-            portals,
+            addresses,
+            netns,
             options,
             dir,
             process,
             ..
         } = self;
         drop(process);
-        let mut words = vec!["--http".to_owned(), http.to_string()];
-        words.extend(["--https".to_owned(), https.to_string()]);
-        for portal in portals {
-            words.extend(["--portal".to_owned(), portal.to_string()]);
-        }
-        words.extend(options.iter().cloned());
-        Self::launch(dir, options, &words)
+        Self::launch(dir, netns, &addresses, options)
     }
 
     /// Lines of configuration with which a daemon finds it, over HTTPS with the fingerprint pinned.
-    ///
-    /// # Errors
-    /// When the file with the password cannot be written.
-    pub fn config(&self) -> Result<String> {
-        let password = self.dir.path().join("password");
-        std::fs::write(&password, PASSWORD)?;
-        Ok(format!(
+    #[must_use]
+    pub fn config(&self) -> String {
+        format!(
             "[fabric]\nurl = \"https://{}\"\nuser = \"admin\"\npassword_file = \"{}\"\n\
              fingerprint = \"{}\"\niscsi_port = {}\npoll_interval = \"50ms\"\n",
-            self.https,
-            password.display(),
+            self.addresses.https,
+            self.password_file().display(),
             self.fingerprint,
-            self.portals[0].port(),
-        ))
+            self.addresses.portals[0].port(),
+        )
+    }
+
+    /// The file with the password of its user.
+    #[must_use]
+    pub fn password_file(&self) -> PathBuf {
+        self.dir.path().join(PASSWORD_FILE)
     }
 
     /// Where plain HTTP is.
     #[must_use]
     pub const fn http(&self) -> SocketAddr {
-        self.http
+        self.addresses.http
     }
 
     /// The iSCSI portals.
     #[must_use]
-    pub const fn portals(&self) -> [SocketAddr; 2] {
-        self.portals
+    pub fn portals(&self) -> [SocketAddr; 2] {
+        [self.addresses.portals[0], self.addresses.portals[1]]
     }
 
     /// The state directory.
@@ -171,7 +230,8 @@ impl Sim {
     /// When it refuses.
     pub fn log_in(&self) -> Result<Rest> {
         let mut rest = Rest {
-            http: self.http,
+            http: self.addresses.http,
+            netns: self.netns.clone(),
             key: String::new(),
         };
         let answer = rest.ok(
@@ -205,6 +265,7 @@ impl Sim {
 #[derive(Debug, Clone)]
 pub struct Rest {
     http: SocketAddr,
+    netns: Option<Arc<Netns>>,
     key: String,
 }
 
@@ -217,7 +278,11 @@ impl Rest {
         let path = format!("/v2.2{path}");
         let key = [("Auth-Token", self.key.as_str())];
         let headers = if self.key.is_empty() { &[][..] } else { &key };
-        let answer = http::request_tcp(self.http, method, &path, headers, body, DEADLINE)?;
+        let request = || http::request_tcp(self.http, method, &path, headers, body, DEADLINE);
+        let answer = match &self.netns {
+            Some(netns) => netns.within(request)??,
+            None => request()?,
+        };
         Ok((answer.status, answer.json()?))
     }
 
@@ -230,4 +295,8 @@ impl Rest {
         ensure!(status == 200, "{method} {path}: {status} {answer}");
         Ok(answer)
     }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
 }

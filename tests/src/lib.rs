@@ -10,7 +10,6 @@
 //! - [`fio`]: a load that checks every byte, [`prober`]: how long one request takes, 20 times a second.
 //! - [`guest`]: guest kernels, for what this machine's kernel lacks or must not suffer.
 //! - [`programs`]: where the programs under test come from.
-//! - [`sim`]: `berthd sim`, the simulated fabric as a process.
 //! - [`simulation`]: everything in one thread under one clock, from a seed.
 //! - [`tool`]: a foreign program that is run to its end, within a deadline.
 
@@ -28,7 +27,6 @@ pub mod prober;
 pub mod process;
 pub mod programs;
 pub mod raw_nbd;
-pub mod sim;
 #[path = "../simulation/mod.rs"]
 pub mod simulation;
 pub mod tool;

@@ -33,6 +33,24 @@ pub enum Access {
     Block,
 }
 
+impl Access {
+    /// A capability of this kind; file systems are ext4.
+    #[must_use]
+    pub fn capability(self, mode: Mode) -> VolumeCapability {
+        let access_type = match self {
+            Self::Mount => AccessType::Mount(MountVolume {
+                fs_type: "ext4".to_owned(),
+                ..MountVolume::default()
+            }),
+            Self::Block => AccessType::Block(BlockVolume {}),
+        };
+        VolumeCapability {
+            access_mode: Some(AccessMode { mode: mode.into() }),
+            access_type: Some(access_type),
+        }
+    }
+}
+
 /// A site, and how volumes are used on it.
 #[derive(Debug)]
 pub struct Rig {
@@ -153,17 +171,7 @@ impl Rig {
     /// A capability of the rig's kind.
     #[must_use]
     pub fn capability(&self, mode: Mode) -> VolumeCapability {
-        let access_type = match self.access {
-            Access::Mount => AccessType::Mount(MountVolume {
-                fs_type: "ext4".to_owned(),
-                ..MountVolume::default()
-            }),
-            Access::Block => AccessType::Block(BlockVolume {}),
-        };
-        VolumeCapability {
-            access_mode: Some(AccessMode { mode: mode.into() }),
-            access_type: Some(access_type),
-        }
+        self.access.capability(mode)
     }
 
     /// What kubelet asks for a ReadWriteOnce volume.

@@ -2,17 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::files::Files;
 use crate::berthd::{Berthd, DEADLINE};
-use crate::process::{Process, wait_for};
+use crate::fabric::Sim;
+use crate::process::Process;
 use crate::programs;
-
-/// The password of the simulated fabric.
-const PASSWORD: &str = "password";
 
 /// Whether nodes have kernel devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,61 +19,6 @@ pub enum Kernel {
     Real,
     /// They do not: mounts are pretended.
     Pretended,
-}
-
-/// A simulated fabric.
-#[derive(Debug)]
-pub struct Sim {
-    process: Process,
-    /// Where its REST API is.
-    pub url: String,
-    // Last: the folder goes after the process.
-    _dir: TempDir,
-}
-
-impl Sim {
-    /// Starts a fabric on free ports and addresses of its own.
-    ///
-    /// # Errors
-    /// When it does not get ready.
-    pub fn start() -> Result<Self> {
-        let dir = TempDir::with_prefix("sim-")?;
-        let berthd = programs::ours("berthd")?;
-        let state = dir.path().join("state");
-        let state = state.to_str().context("path is text")?;
-        let words = [
-            "sim",
-            "--state-dir",
-            state,
-            "--http",
-            "127.0.0.1:0",
-            "--https",
-            "127.0.0.1:0",
-            "--settle-ms",
-            "0",
-        ];
-        let log = dir.path().join("log");
-        let process = Process::start("berthd sim", &berthd, words, &[], &log)?;
-        let said = || process.log();
-        let url = wait_for("the simulated fabric gets ready", DEADLINE, || {
-            let text = said();
-            let ready = text.lines().any(|line| line == "ready");
-            let url = text.lines().find_map(|line| line.strip_prefix("http "));
-            Ok(url.filter(|_| ready).map(|url| url.trim().to_owned()))
-        })
-        .with_context(said)?;
-        Ok(Self {
-            process,
-            url,
-            _dir: dir,
-        })
-    }
-
-    /// What it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        self.process.log()
-    }
 }
 
 /// A node: its daemon and its driver.
@@ -96,14 +39,8 @@ impl Node {
     /// When daemon or driver do not get ready.
     pub fn start(name: &str, sim: &Sim, kernel: Kernel) -> Result<Self> {
         let dir = TempDir::with_prefix("csi-")?;
-        let password = dir.path().join("password");
-        std::fs::write(&password, PASSWORD)?;
-        let config = format!(
-            "[fabric]\nurl = \"{}\"\nuser = \"admin\"\npassword_file = \"{}\"\npoll_interval = \"50ms\"\n",
-            sim.url,
-            password.display()
-        );
-        let berthd = Berthd::start_node(&format!("iqn.2026-11.io.berth:{name}"), &config)?;
+        let initiator = format!("iqn.2026-11.io.berth:{name}");
+        let berthd = Berthd::start_node(&initiator, &sim.config())?;
         let driver = launch(&berthd, dir.path(), kernel)?;
         let mut node = Self {
             berthd,
@@ -233,7 +170,7 @@ impl Site {
     /// # Errors
     /// When a part does not get ready.
     pub fn start(kernel: Kernel) -> Result<Self> {
-        let sim = Sim::start()?;
+        let sim = Sim::start(&["--settle-ms", "0"])?;
         let nodes = ["a", "b"]
             .into_iter()
             .map(|name| Node::start(name, &sim, kernel))

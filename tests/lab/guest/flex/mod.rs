@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::Berthd;
+use berth_tests::fabric::Sim;
 use berth_tests::process::Process;
 use berth_tests::programs;
-use berth_tests::sim::Sim;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -32,7 +32,7 @@ impl Node {
     /// Starts all of it and installs the driver.
     pub(crate) fn start() -> Result<Self> {
         kernel::load_nbd()?;
-        let sim = Sim::start()?;
+        let sim = Sim::start(&[])?;
         let daemon = Berthd::start_with(&sim.config(), None).with_context(|| sim.log())?;
         let node = Self {
             daemon,
