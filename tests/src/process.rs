@@ -138,6 +138,21 @@ impl Process {
         result.map_err(|error| anyhow!("{error:#}\n--- log of {name}\n{}", self.log_tail()))
     }
 
+    /// Waits until the program has printed a line.
+    ///
+    /// # Errors
+    /// When it ends before, or does not within the time; with its log.
+    pub fn wait_line(&mut self, line: &str, within: Duration) -> Result<()> {
+        let path = self.log.clone();
+        self.wait_ready(line, within, || {
+            let log = std::fs::read(&path)?;
+            let there = log
+                .split(|&byte| byte == b'\n')
+                .any(|found| found == line.as_bytes());
+            Ok(there.then_some(()))
+        })
+    }
+
     /// Sends a signal and waits for the end.
     ///
     /// # Errors

@@ -10,9 +10,15 @@
 //! - [`tree`]: the tree of files.
 //! - [`figures`]: percentiles, printed.
 //!
+//! Scenarios with several nodes are led from the host; what they need in a guest are words like scenarios:
+//!
+//! - [`node`]: takes orders.
+//! - [`marks`]: blocks that say who has written them.
+//!
 //! Exit status 0: it holds. 1: it falls short. [`REBOOT`]: the machine is to be rebooted and the scenario run again (machines
 //! with systemd only).
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -27,7 +33,9 @@ mod flex;
 mod kernel;
 mod load;
 mod machine;
+mod marks;
 mod memory;
+mod node;
 mod resize;
 mod scene;
 mod systemd;
@@ -52,6 +60,15 @@ pub(crate) struct Options {
     /// Its name; its LUN 0 is ours.
     #[arg(long)]
     target: Option<String>,
+    /// A disk, or a file that is used as one, for those that are told one.
+    #[arg(long)]
+    device: Option<PathBuf>,
+    /// How many of its first blocks of 4 KiB are used.
+    #[arg(long, default_value_t = 256)]
+    blocks: u64,
+    /// Where it is kept how far the writing is.
+    #[arg(long)]
+    record: Option<PathBuf>,
 }
 
 /// Exit status that asks for a reboot.
@@ -90,6 +107,9 @@ fn run(options: &Options) -> Result<Next> {
         "csi" => csi::run(options),
         "systemd" => return systemd::run(options),
         "upgrade" => upgrade::run(options),
+        "node" => node::run(),
+        "write-marks" => marks::write(options),
+        "read-marks" => marks::read(options),
         other => bail!("the guest knows no scenario {other:?}"),
     }?;
     Ok(Next::End)

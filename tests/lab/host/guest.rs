@@ -25,6 +25,8 @@ const MEMORY: &str = "/dev/shm";
 const PREFIX: &str = "berth-lab-";
 /// Folder of logs, in the folder that is shared with the guest.
 const LOGS: &str = "logs";
+/// Folders of the nodes of a cluster begin so; their logs are in a folder in them.
+pub(crate) const NODE: &str = "node-";
 
 /// Runs a scenario to its end, in a guest of its own.
 ///
@@ -35,8 +37,7 @@ pub(crate) fn run(scenario: &Scenario, rounds: u32, seed: u64) -> Result<()> {
     let prefix = format!("{PREFIX}{}-", std::process::id());
     let folder = TempDir::with_prefix_in(prefix, MEMORY)?;
     std::fs::create_dir(folder.path().join(LOGS))?;
-    let words = format!("{}\n--rounds\n{rounds}\n--seed\n{seed}\n", scenario.name);
-    let status = in_guest(scenario, words, folder.path(), scenario.limit(rounds));
+    let status = in_place(scenario, rounds, seed, folder.path());
     match status {
         Ok(0) => Ok(()),
         result => {
@@ -52,7 +53,9 @@ pub(crate) fn run(scenario: &Scenario, rounds: u32, seed: u64) -> Result<()> {
     }
 }
 
-fn in_guest(scenario: &Scenario, mut words: String, folder: &Path, limit: Duration) -> Result<i32> {
+fn in_place(scenario: &Scenario, rounds: u32, seed: u64, folder: &Path) -> Result<i32> {
+    let limit = scenario.limit(rounds);
+    let mut words = format!("{}\n--rounds\n{rounds}\n--seed\n{seed}\n", scenario.name);
     let boot_uml = |words: &str, tap: Option<&Tap>| {
         std::fs::write(folder.join("arguments"), words)?;
         let programs = programs::ours(PROGRAMS[0])?;
@@ -68,6 +71,7 @@ fn in_guest(scenario: &Scenario, mut words: String, folder: &Path, limit: Durati
         .boot()
     };
     match &scenario.place {
+        Place::Nodes(lead) => lead(folder, rounds, seed).map(|()| 0),
         Place::Uml => to_its_end(boot_uml(&words, None)?, folder, limit),
         Place::UmlWith { prepare } => {
             prepare(folder)?;
@@ -156,9 +160,23 @@ fn keep(scenario: &Scenario, folder: &Path) -> Result<PathBuf> {
         std::fs::remove_dir_all(&kept)?;
     }
     std::fs::create_dir_all(&kept)?;
-    for entry in std::fs::read_dir(folder.join(LOGS))? {
+    for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        std::fs::copy(entry.path(), kept.join(entry.file_name()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == LOGS {
+            copy_files(&entry.path(), &kept)?;
+        } else if name.starts_with(NODE) {
+            copy_files(&entry.path().join(LOGS), &kept.join(name))?;
+        }
     }
     Ok(kept)
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
 }

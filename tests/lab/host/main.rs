@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
+mod cluster;
 mod guest;
 mod kubelet;
 mod package;

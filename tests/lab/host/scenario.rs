@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{kubelet, package};
+use crate::{cluster, kubelet, package};
 
 /// One scenario. What it does is in the guest's program, in the module of its name.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub(crate) enum Place {
         /// Makes more for the payload, below its folder; gets that folder. What it makes is in /lab of the machine.
         prepare: fn(&std::path::Path) -> anyhow::Result<()>,
     },
+    /// Several guests, led from the host by a function that gets their folder, the rounds and the seed.
+    Nodes(fn(&std::path::Path, u32, u64) -> anyhow::Result<()>),
 }
 
 const fn seconds(seconds: u64) -> Duration {
@@ -175,5 +177,25 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         quick_rounds: 1,
         base: seconds(1200),
         round: seconds(240),
+    },
+    Scenario {
+        name: "petset",
+        shows: "pods of a PetSet have volumes of their own, which follow them from node to node, also from one that is cut off",
+        place: Place::Nodes(cluster::petset::run),
+        memory_mib: 1024,
+        rounds: 10,
+        quick_rounds: 2,
+        base: seconds(300),
+        round: seconds(120),
+    },
+    Scenario {
+        name: "failover",
+        shows: "a volume goes to another node while the first is cut off and writes; none of its late writes lands",
+        place: Place::Nodes(cluster::failover::run),
+        memory_mib: 1024,
+        rounds: 100,
+        quick_rounds: 2,
+        base: seconds(300),
+        round: seconds(60),
     },
 ];

@@ -3,8 +3,10 @@
 //! - [`uml`]: user-mode Linux on the root of the host, which it cannot change. Ready in two seconds; one processor.
 //! - [`qemu`]: a machine with a Debian of its own and systemd as PID 1 ([`debian`]), that can also reboot.
 //!
-//! Both run one program given by the host, and give back what it prints and its exit status ([`run`]).
+//! Both run one program given by the host, and give back what it prints and its exit status ([`run`]); that program may take
+//! orders from the host while it runs ([`control`]).
 
+pub mod control;
 pub mod debian;
 pub mod qemu;
 pub mod run;

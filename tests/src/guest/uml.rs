@@ -35,31 +35,95 @@ pub struct Uml<'a> {
     pub tap: Option<&'a Tap>,
 }
 
-/// A network namespace with a cable to a guest in it: the namespace is [`HOST`], the guest [`GUEST`].
+/// A guest's cable into a network namespace: there the namespace is [`HOST`], and the guest has an address of its own.
 #[derive(Debug)]
 pub struct Tap {
     netns: Arc<Netns>,
+    device: String,
+    address: String,
 }
 
 impl Tap {
-    /// Makes the namespace, which also routes. Needs root.
+    /// Makes a namespace with one cable, to [`GUEST`]; it also routes. Needs root.
     ///
     /// # Errors
     /// When the kernel or the rights do not allow it.
     pub fn new(kind: &str) -> Result<Self> {
-        let netns = Netns::create(kind)?;
-        netns.ip("tuntap add tap0 mode tap")?;
-        netns.ip(&format!("addr add {HOST}/24 dev tap0"))?;
-        netns.ip("link set tap0 up")?;
+        let tap = Self::lay(&Arc::new(Netns::create(kind)?), 0)?;
+        let netns = &tap.netns;
+        netns.ip(&format!("addr add {HOST}/24 dev {}", tap.device))?;
         netns.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
-        let netns = Arc::new(netns);
-        Ok(Self { netns })
+        Ok(tap)
+    }
+
+    /// Makes a namespace with so many cables (up to 97), to 192.0.2.2, 192.0.2.3 and so on, all on one switch.
+    /// `addresses` are others that the namespace has in the same network. Needs root, and of the kernel the bridge.
+    ///
+    /// # Errors
+    /// When the kernel or the rights do not allow it.
+    pub fn on_a_switch(kind: &str, cables: u8, addresses: &[&str]) -> Result<Vec<Self>> {
+        let netns = Arc::new(Netns::create(kind)?);
+        netns.ip("link add switch type bridge")?;
+        for address in [HOST].iter().chain(addresses) {
+            netns.ip(&format!("addr add {address}/24 dev switch"))?;
+        }
+        netns.ip("link set switch up")?;
+        let cable = |number| {
+            let tap = Self::lay(&netns, number)?;
+            netns.ip(&format!("link set {} master switch", tap.device))?;
+            Ok(tap)
+        };
+        (0..cables).map(cable).collect()
+    }
+
+    fn lay(netns: &Arc<Netns>, number: u8) -> Result<Self> {
+        let device = format!("tap{number}");
+        netns.ip(&format!("tuntap add {device} mode tap"))?;
+        netns.ip(&format!("link set {device} up"))?;
+        let address = format!("192.0.2.{}", number + 2);
+        let netns = Arc::clone(netns);
+        Ok(Self {
+            netns,
+            device,
+            address,
+        })
     }
 
     /// The namespace.
     #[must_use]
     pub fn netns(&self) -> &Arc<Netns> {
         &self.netns
+    }
+
+    /// The guest's address.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// From now on every packet between the guest and `addresses` is lost, both ways, without a word.
+    ///
+    /// # Errors
+    /// When the kernel cannot do it.
+    pub fn cut_from(&self, addresses: &[&str]) -> Result<()> {
+        let (device, addresses) = (&self.device, addresses.join(", "));
+        let script = format!(
+            "add table netdev {device}; \
+             add chain netdev {device} in {{ type filter hook ingress device {device} priority 0; }}; \
+             add chain netdev {device} out {{ type filter hook egress device {device} priority 0; }}; \
+             add rule netdev {device} in ip daddr {{ {addresses} }} counter drop; \
+             add rule netdev {device} out ip saddr {{ {addresses} }} counter drop"
+        );
+        self.netns.run("nft", &[&script]).map(drop)
+    }
+
+    /// Ends [`Tap::cut_from`].
+    ///
+    /// # Errors
+    /// When nothing was cut.
+    pub fn heal(&self) -> Result<()> {
+        let script = format!("delete table netdev {}", self.device);
+        self.netns.run("nft", &[&script]).map(drop)
     }
 }
 
@@ -103,9 +167,12 @@ impl Uml<'_> {
             "mem={memory_mib}M root=/dev/root rootfstype=hostfs rootflags=/ ro init={home}/init \
              uml_dir={home}/ umid={name} con=null ssl=null con0=null,fd:1 quiet loglevel=5 log_buf_len=4M panic=1 FOLDER={folder}"
         );
-        if self.tap.is_some() {
-            words += " vec0:transport=tap,ifname=tap0,depth=128,gro=1";
-            let _ = write!(words, " ADDRESS={GUEST}/24 GATEWAY={HOST}");
+        if let Some(tap) = self.tap {
+            let (device, address) = (&tap.device, &tap.address);
+            let _ = write!(
+                words,
+                " vec0:transport=tap,ifname={device},depth=128,gro=1 ADDRESS={address}/24 GATEWAY={HOST}"
+            );
         }
         // What the kernel does not know becomes the environment of init.
         for (name, value) in self.environment {

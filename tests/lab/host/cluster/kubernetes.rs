@@ -1,0 +1,232 @@
+//! The calls that Kubernetes makes of a CSI driver, in its order: the provisioner and the attacher to the controller,
+//! kubelet to a node.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use berth_plugin::csi::proto::v1::controller_client::ControllerClient;
+use berth_plugin::csi::proto::v1::node_client::NodeClient;
+use berth_plugin::csi::proto::v1::volume_capability::access_mode::Mode;
+use berth_plugin::csi::proto::v1::{
+    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest,
+    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume,
+    VolumeCapability,
+};
+use berth_tests::csi::connect;
+use berth_tests::csi::rig::Access;
+use berth_tests::guest::control::{CSI_PORT, Node};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+use super::DEADLINE;
+
+/// Where kubelet has its folders, in a guest.
+const KUBELET: &str = "/run/lab/kubelet";
+
+/// The clients of a cluster's drivers.
+#[derive(Debug)]
+pub(crate) struct Kubernetes {
+    // The channels live in the runtime.
+    controller: ControllerClient<Channel>,
+    kubelets: Vec<Kubelet>,
+    runtime: Runtime,
+}
+
+#[derive(Debug)]
+struct Kubelet {
+    node: Arc<Node>,
+    client: NodeClient<Channel>,
+    id: String,
+}
+
+/// A volume that a node may use, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) volume: String,
+    /// Number of the node.
+    pub(crate) node: usize,
+    context: HashMap<String, String>,
+    capability: VolumeCapability,
+    staging: String,
+    target: String,
+}
+
+impl Published {
+    /// Where a pod would find it on the node.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+}
+
+impl Kubernetes {
+    /// Connects to the driver at `controller` and to those of the nodes.
+    pub(crate) fn connect(controller: &Path, nodes: &[Arc<Node>]) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let controller = runtime.block_on(connect::channel(controller))?;
+        let join = |node: &Arc<Node>| {
+            let dialled = Arc::clone(node);
+            runtime.block_on(async {
+                let dial = move || dialled.stream(CSI_PORT);
+                let mut client = NodeClient::new(connect::channel_over(dial).await?);
+                let info = client.node_get_info(NodeGetInfoRequest {}).await?;
+                anyhow::Ok(Kubelet {
+                    node: Arc::clone(node),
+                    client,
+                    id: info.into_inner().node_id,
+                })
+            })
+        };
+        let kubelets = nodes.iter().map(join).collect::<Result<_>>()?;
+        Ok(Self {
+            controller: ControllerClient::new(controller),
+            kubelets,
+            runtime,
+        })
+    }
+
+    /// A claim is made a volume, with the parameters of its StorageClass and at least so many bytes.
+    pub(crate) fn provision(
+        &self,
+        name: &str,
+        bytes: i64,
+        parameters: &[(&str, &str)],
+        access: Access,
+    ) -> Result<Volume> {
+        let parameters = parameters.iter();
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(CapacityRange {
+                required_bytes: bytes,
+                limit_bytes: 0,
+            }),
+            volume_capabilities: vec![access.capability(Mode::SingleNodeMultiWriter)],
+            parameters: parameters
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            ..CreateVolumeRequest::default()
+        };
+        let mut controller = self.controller.clone();
+        let made = self.runtime.block_on(controller.create_volume(request));
+        let made = made.with_context(|| format!("CreateVolume {name}"))?;
+        made.into_inner()
+            .volume
+            .context("an answer without a volume")
+    }
+
+    /// A claim and its volume are deleted.
+    pub(crate) fn delete(&self, volume: &str) -> Result<()> {
+        let request = DeleteVolumeRequest {
+            volume_id: volume.to_owned(),
+            ..DeleteVolumeRequest::default()
+        };
+        let mut controller = self.controller.clone();
+        let deleted = self.runtime.block_on(controller.delete_volume(request));
+        deleted.with_context(|| format!("DeleteVolume {volume}"))?;
+        Ok(())
+    }
+
+    /// A pod that uses the volume is placed on a node: attached, staged and published there.
+    pub(crate) fn place(&self, volume: &str, node: usize, access: Access) -> Result<Published> {
+        let published = self.attach(volume, node, access)?;
+        self.mount(&published)?;
+        Ok(published)
+    }
+
+    /// That pod ends, and nothing of the volume is left on the node.
+    pub(crate) fn remove(&self, published: &Published) -> Result<()> {
+        self.unmount(published)?;
+        self.detach(published)
+    }
+
+    /// The attacher's part of placing a pod.
+    fn attach(&self, volume: &str, node: usize, access: Access) -> Result<Published> {
+        let capability = access.capability(Mode::SingleNodeMultiWriter);
+        let request = ControllerPublishVolumeRequest {
+            volume_id: volume.to_owned(),
+            node_id: self.kubelets[node].id.clone(),
+            volume_capability: Some(capability.clone()),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        let mut controller = self.controller.clone();
+        let answer = self
+            .runtime
+            .block_on(controller.controller_publish_volume(request));
+        let answer = answer.with_context(|| format!("ControllerPublishVolume {volume}, {node}"))?;
+        Ok(Published {
+            volume: volume.to_owned(),
+            node,
+            context: answer.into_inner().publish_context,
+            capability,
+            staging: format!("{KUBELET}/staging/{volume}"),
+            target: format!("{KUBELET}/pods/{volume}"),
+        })
+    }
+
+    /// The attacher's part of a pod's end; also without kubelet's, when its node does not answer.
+    pub(crate) fn detach(&self, published: &Published) -> Result<()> {
+        let Published { volume, node, .. } = published;
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume.clone(),
+            node_id: self.kubelets[*node].id.clone(),
+            ..ControllerUnpublishVolumeRequest::default()
+        };
+        let mut controller = self.controller.clone();
+        let answer = self
+            .runtime
+            .block_on(controller.controller_unpublish_volume(request));
+        answer.with_context(|| format!("ControllerUnpublishVolume {volume}, {node}"))?;
+        Ok(())
+    }
+
+    /// Kubelet's part of placing a pod.
+    fn mount(&self, published: &Published) -> Result<()> {
+        let Kubelet { node, client, .. } = &self.kubelets[published.node];
+        let mut client = client.clone();
+        let pods = format!("{KUBELET}/pods");
+        node.run("mkdir", &["-p", &published.staging, &pods], DEADLINE)?;
+        let stage = NodeStageVolumeRequest {
+            volume_id: published.volume.clone(),
+            publish_context: published.context.clone(),
+            staging_target_path: published.staging.clone(),
+            volume_capability: Some(published.capability.clone()),
+            ..NodeStageVolumeRequest::default()
+        };
+        let staged = self.runtime.block_on(client.node_stage_volume(stage));
+        staged.with_context(|| format!("NodeStageVolume {}", published.volume))?;
+        let publish = NodePublishVolumeRequest {
+            volume_id: published.volume.clone(),
+            publish_context: published.context.clone(),
+            staging_target_path: published.staging.clone(),
+            target_path: published.target.clone(),
+            volume_capability: Some(published.capability.clone()),
+            ..NodePublishVolumeRequest::default()
+        };
+        let shown = self.runtime.block_on(client.node_publish_volume(publish));
+        shown.with_context(|| format!("NodePublishVolume {}", published.volume))?;
+        Ok(())
+    }
+
+    /// Kubelet's part of a pod's end.
+    pub(crate) fn unmount(&self, published: &Published) -> Result<()> {
+        let mut client = self.kubelets[published.node].client.clone();
+        let hide = NodeUnpublishVolumeRequest {
+            volume_id: published.volume.clone(),
+            target_path: published.target.clone(),
+        };
+        let hidden = self.runtime.block_on(client.node_unpublish_volume(hide));
+        hidden.with_context(|| format!("NodeUnpublishVolume {}", published.volume))?;
+        let unstage = NodeUnstageVolumeRequest {
+            volume_id: published.volume.clone(),
+            staging_target_path: published.staging.clone(),
+        };
+        let unstaged = self.runtime.block_on(client.node_unstage_volume(unstage));
+        unstaged.with_context(|| format!("NodeUnstageVolume {}", published.volume))?;
+        Ok(())
+    }
+}
