@@ -142,7 +142,7 @@ impl FabricError {
         matches!(self, Self::Refused { status: 409, .. })
     }
 
-    fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Unavailable { .. }
             | Self::Resting { .. }

@@ -225,8 +225,8 @@ impl Task {
         }
         let mut next = if origin == Origin::Restored && lost_before(&self.intent) {
             // Whoever took it may still have it, or may have written to it: that is for people to say.
-            let detail = "another node took the volume over, or this node was shut out of it, before the daemon was \
-                          started; attach it again if it is to be used here";
+            let detail = "another node took the volume over, or this node was shut out of it, or it was deleted, before \
+                          the daemon was started; attach it again if it is to be used here";
             Next::Failed(Error::new(Code::Fenced, detail).with_attachment(&self.name))
         } else if self.intent.leaving {
             Next::Detach

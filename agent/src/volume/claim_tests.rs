@@ -6,7 +6,7 @@ use std::time::Duration;
 use berth_api::client::{Client, ClientError};
 use berth_api::types::{
     AttachRequest, Attachment, AttachmentState, BreakerState, DeviceWish, FabricSource, Fence,
-    Source, VolumeRequest,
+    RecoveryTimeout, Source, VolumeRequest,
 };
 use berth_api::{AttachmentName, Code, TargetName, VolumeName};
 
@@ -270,6 +270,80 @@ async fn a_node_that_is_not_to_be_admitted_has_to_be() {
     );
     let (access, _) = a.listed().await;
     assert_eq!(access.len(), 2, "the list is not its own: {access:?}");
+    a.daemon.stop().await;
+    b.daemon.stop().await;
+}
+
+/// Waits until the attachment has failed for this reason.
+async fn failed(node: &Node, code: Code) {
+    let look = async {
+        loop {
+            let found = node.client.attachment(&attachment()).await;
+            let now = found.expect("it is known");
+            let reason = now.reason.map(|reason| reason.code);
+            if now.state == AttachmentState::Failed && reason == Some(code) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let failed = tokio::time::timeout(DEADLINE, look).await;
+    failed.expect("it fails");
+}
+
+/// I/O that waits without an end.
+fn patient() -> AttachRequest {
+    AttachRequest {
+        recovery_timeout_seconds: Some(RecoveryTimeout::Forever),
+        ..request(Fence::None)
+    }
+}
+
+/// The target refuses the login, and the fabric says that it is meant: I/O does not wait for the recovery timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_taken_off_the_list_is_fenced() {
+    let site = Site::new();
+    let (a, b) = (site.node("a").await, site.node("b").await);
+    a.attach(&patient()).await.expect("attached");
+    let revoked = b.client.revoke(&volume(), &a.initiator).await;
+    revoked.expect("revoked");
+    failed(&a, Code::Fenced).await;
+    // It does not come back by itself, and not in its next life.
+    a.daemon.stop().await;
+    let a = site.node("a").await;
+    failed(&a, Code::Fenced).await;
+    let detached = a.client.detach(&attachment(), false).await;
+    detached.expect("detached");
+    // Whoever asks anew is admitted anew.
+    a.attach(&patient()).await.expect("attached");
+    a.daemon.stop().await;
+    b.daemon.stop().await;
+}
+
+/// The same when the volume was deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_was_deleted_is_not_waited_for() {
+    let site = Site::new();
+    let (a, b) = (site.node("a").await, site.node("b").await);
+    a.attach(&patient()).await.expect("attached");
+    let revoked = b.client.revoke(&volume(), &a.initiator).await;
+    revoked.expect("revoked");
+    let deleted = b.client.delete_volume(&volume(), None, true).await;
+    deleted.expect("deleted");
+    let lost = async {
+        loop {
+            let now = a.client.attachment(&attachment()).await;
+            if now.expect("it is known").state == AttachmentState::Failed {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, lost)
+        .await
+        .expect("it fails");
+    let detached = a.client.detach(&attachment(), false).await;
+    detached.expect("detached");
     a.daemon.stop().await;
     b.daemon.stop().await;
 }

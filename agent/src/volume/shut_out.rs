@@ -1,8 +1,9 @@
-//! Whether this node was shut out of a volume of the fabric: the target refuses its logins, and the fabric says why.
+//! Whether this node was shut out of a volume of the fabric, or the volume is gone: the target refuses logins, and the fabric
+//! says why.
 //!
 //! A target that does not admit us may do so again in a moment: it restarts, or its list is on its way. I/O waits then, as
-//! with any other outage. When the fabric itself says that this node is not on the list any more, somebody wanted it so,
-//! and waiting helps nobody: what waits fails, and the attachment is fenced until somebody asks for it anew.
+//! with any other outage. When the fabric itself says that this node is not on the list any more, or that there is no such volume,
+//! somebody wanted it so, and waiting helps nobody: what waits fails, and nothing is tried until somebody asks anew.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::plane::spec::{VolumeHealth, VolumeStatus};
 /// Pause between two questions while the target refuses us and the fabric has nothing against us, or is away.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A question to the fabric that only ends when this node is shut out.
+/// A question to the fabric that only ends when this node is shut out or the volume is gone.
 #[derive(Default)]
 pub(super) struct Doubt {
     question: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
@@ -42,7 +43,7 @@ impl Doubt {
         }
     }
 
-    /// Ends when this node is shut out: with the reason, once. Can be dropped and called again.
+    /// Ends when this node has lost the volume for good: with the reason, once. Can be dropped and called again.
     pub(super) async fn confirmed(&mut self) -> Error {
         match &mut self.question {
             Some(question) => {
@@ -86,6 +87,11 @@ impl Task {
                             };
                         }
                     }
+                    Err(error) if error.code() == Code::NotFound => {
+                        let detail =
+                            format!("volume {} is not on the fabric any more", source.volume);
+                        return Error::new(Code::NotFound, detail).with_attachment(&name);
+                    }
                     Err(error) => {
                         tracing::debug!(volume = %name, %error, "the fabric cannot say why we are refused");
                     }
@@ -98,7 +104,7 @@ impl Task {
 
     /// Fences the volume: what waits fails, and nothing of it comes back by itself.
     pub(super) async fn shut_out(&mut self, volume: &Volume, error: Error) {
-        tracing::warn!(volume = %self.name, %error, "this node is shut out");
+        tracing::warn!(volume = %self.name, %error, "this node has lost the volume");
         if let Some(fence) = &mut self.intent.fence {
             fence.standing = Standing::Lost;
         } else {
