@@ -177,11 +177,22 @@ impl Daemon {
         Err(error)
     }
 
-    /// Detaches; success when there is no such attachment. Never by force.
+    /// Detaches a volume that is mounted nowhere; success when there is no such attachment.
+    ///
+    /// A device that cannot be flushed is given up: what its file system had was written when it was unmounted, or was refused
+    /// then. While I/O waits for a path that may come back, so does this, and the call is made again.
     pub(super) async fn detach(&self, name: &AttachmentName) -> Result<(), DaemonError> {
         let detached = self
             .call(async |client: &Client| client.detach(name, false).await)
             .await;
+        let detached = match detached {
+            Err(error) if error.code() == Some(Code::DeviceFailed) => {
+                tracing::warn!(%name, %error, "detached by force: the volume takes nothing any more");
+                self.call(async |client: &Client| client.detach(name, true).await)
+                    .await
+            }
+            detached => detached,
+        };
         match detached {
             Err(error) if error.code() == Some(Code::NotFound) => Ok(()),
             detached => detached,
