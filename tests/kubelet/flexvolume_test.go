@@ -224,7 +224,7 @@ func TestForeignFileSystem(t *testing.T) {
 	k.until("detach", func() bool { return len(attachments(t)) == 0 })
 }
 
-// A volume that has to exist and does not, and options that cannot be meant: the pod is told what is wrong.
+// A volume that has to exist and does not, and options that cannot be meant: it is told what is wrong.
 func TestOptions(t *testing.T) {
 	attach := setting(t, "DRIVER_ATTACH")
 	k := start(t, t.TempDir(), cluster(
@@ -240,8 +240,9 @@ func TestOptions(t *testing.T) {
 		{"fs-", "reiserfs"},
 	} {
 		pod := newPod("pod-"+wrong[0]+attach, wrong[0]+attach)
+		before := mark(t)
 		k.pods.AddPod(pod)
-		k.until("the event of "+wrong[0], func() bool { return k.events.have(wrong[1]) })
+		k.told(before, wrong[1])
 		k.pods.DeletePod(pod)
 		expectAttached(t)
 	}
@@ -265,8 +266,9 @@ func TestWithoutBerthd(t *testing.T) {
 	}
 	pod := newPod("pod", claim)
 	hide()
+	before := mark(t)
 	k.pods.AddPod(pod)
-	k.until("the event", func() bool { return k.events.have("berthd is not reachable at") })
+	k.told(before, "berthd is not reachable at")
 	show()
 	k.until("mount", func() bool { return k.mounted(pod) != "" })
 	if err := k.manager.WaitForAttachAndMount(pod); err != nil {

@@ -154,6 +154,15 @@ func (k *kubelet) until(what string, done func() bool) {
 	}
 }
 
+// told waits until it is told why a volume is not there: to the pod, as an event, or, when attaching is a call of its own, in
+// the log. kubelet 1.20 has no events for attaches that it makes itself.
+func (k *kubelet) told(mark int, text string) {
+	k.t.Helper()
+	k.until("to be told "+text, func() bool {
+		return k.events.have(text) || calledAttach(k.t) && failedAttach(k.t, mark, text)
+	})
+}
+
 // run has a pod on this node, whose volumes are there when this returns.
 func (k *kubelet) run(pod *v1.Pod) {
 	k.t.Helper()
@@ -316,6 +325,21 @@ func calls(t *testing.T, mark int) []string {
 		}
 	}
 	return calls
+}
+
+// failedAttach is whether the driver has logged, since mark bytes of its log, an attach that failed with this text.
+func failedAttach(t *testing.T, mark int, text string) bool {
+	t.Helper()
+	log, err := os.ReadFile(setting(t, "DRIVER_LOG"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(log[mark:]), "\n") {
+		if strings.Contains(line, " attach ") && strings.Contains(line, ": failed: ") && strings.Contains(line, text) {
+			return true
+		}
+	}
+	return false
 }
 
 // mark is a place in the driver's log.
