@@ -104,6 +104,7 @@ fn run(options: &Options) -> Result<Next> {
         "detach" => detach::run(options),
         "blank" => flex::blank::run(options),
         "kubelet" => flex::kubelet::run(options),
+        "teardown" => flex::teardown::run(options),
         "csi" => csi::run(options),
         "systemd" => return systemd::run(options),
         "upgrade" => upgrade::run(options),

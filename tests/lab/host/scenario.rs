@@ -145,6 +145,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         round: seconds(1000),
     },
     Scenario {
+        name: "teardown",
+        shows: "pods on FlexVolume end in order when session, device, volume, right, daemon or the driver's notes are gone",
+        place: Place::Uml,
+        memory_mib: 1536,
+        rounds: 2,
+        quick_rounds: 1,
+        base: seconds(300),
+        round: seconds(600),
+    },
+    Scenario {
         name: "csi",
         shows: "the CSI driver keeps all rules with kernel devices and real file systems, and when it or berthd is killed",
         place: Place::Uml,

@@ -3,6 +3,7 @@
 pub(crate) mod blank;
 mod early;
 pub(crate) mod kubelet;
+pub(crate) mod teardown;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +25,7 @@ const CALL: Duration = Duration::from_secs(150);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) daemon: Berthd,
-    _sim: Sim,
+    pub(crate) sim: Sim,
     dir: TempDir,
 }
 
@@ -36,7 +37,7 @@ impl Node {
         let daemon = Berthd::start_with(&sim.config(), None).with_context(|| sim.log())?;
         let node = Self {
             daemon,
-            _sim: sim,
+            sim,
             dir: TempDir::with_prefix("flex-")?,
         };
         node.configure(false, "")?;
@@ -61,6 +62,11 @@ impl Node {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("flexvolume.toml")
+    }
+
+    /// Where the driver keeps its notes.
+    pub(crate) fn driver_state(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     pub(crate) fn driver_log(&self) -> PathBuf {
