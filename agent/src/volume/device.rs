@@ -382,7 +382,7 @@ impl Task {
         self.intent.device.as_ref()?;
         match error.code() {
             // It will not come back, or not as what it was.
-            Code::Fenced | Code::IdentityMismatch => Some(Duration::ZERO),
+            Code::Fenced | Code::IdentityMismatch | Code::NotFound => Some(Duration::ZERO),
             _ => self
                 .intent
                 .recovery_timeout(self.context.recovery_timeout)
