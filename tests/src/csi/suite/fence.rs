@@ -1,7 +1,9 @@
 //! Nobody writes to a volume that is another's.
 
 use anyhow::{Result, ensure};
+use berth_api::types::{AttachmentPatch, RecoveryTimeout};
 use berth_plugin::csi::proto::v1::*;
+use serde_json::json;
 use tonic::Code;
 
 use crate::csi::files::data;
@@ -156,6 +158,7 @@ pub(super) async fn everybody_out(rig: &mut Rig) -> Result<()> {
 pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
     for gone in [
         "right",
+        "session",
         "volume",
         "attachment",
         "target",
@@ -169,6 +172,16 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
         let daemon = rig.daemon(1);
         match gone {
             "right" => daemon.revoke(&name, &node).await?,
+            "session" => {
+                // Else I/O of the file system waits for the target to come back.
+                let all = rig.daemon(0).attachments().await?;
+                let soon = AttachmentPatch {
+                    recovery_timeout_seconds: Some(Some(RecoveryTimeout::Seconds(3))),
+                    ..AttachmentPatch::default()
+                };
+                rig.daemon(0).change(&all[0].name, &soon).await?;
+                set_online(rig, &volume.volume_id, false)?;
+            }
             "volume" => {
                 daemon.revoke(&name, &node).await?;
                 daemon.delete_volume(&name, None, true).await?;
@@ -202,6 +215,9 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
             rig.daemon(0).attachments().await?.is_empty(),
             "{gone}: attached"
         );
+        if gone == "session" {
+            set_online(rig, &volume.volume_id, true)?;
+        }
         rig.delete(&volume.volume_id).await?;
     }
     let mut n = rig.clients(0).await?.node;
@@ -216,4 +232,13 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
         n.node_get_volume_stats(nothing).await,
     )?;
     Ok(())
+}
+
+/// Whether the target of a volume serves: without, its sessions end and none is made.
+fn set_online(rig: &Rig, volume: &str, online: bool) -> Result<()> {
+    let state = if online { "online" } else { "offline" };
+    let body = json!({ "admin_state": state, "force": !online });
+    let fabric = rig.site.sim.log_in()?;
+    let path = format!("/app_instances/{volume}");
+    fabric.ok("PUT", &path, Some(&body)).map(drop)
 }
