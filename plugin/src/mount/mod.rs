@@ -25,6 +25,9 @@ pub use table::{Mount, at, table};
 const STACK_MAX: usize = 64;
 /// How long between two tries to unmount what is busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Kept by `mount(8)` for other tools: on a network. The service manager unmounts it while berthd still serves, when the machine goes
+/// down; without it the daemon would go first, and what is not written yet could not leave.
+const ON_NETWORK: &str = "_netdev";
 /// The package of `mount(8)`.
 const MOUNT_PACKAGE: &str = "mount";
 
@@ -98,7 +101,7 @@ pub async fn mount_device(
     read_only: bool,
     limits: &Limits,
 ) -> Result<(), Error> {
-    let mut options = vec![if read_only { "ro" } else { "rw" }];
+    let mut options = vec![if read_only { "ro" } else { "rw" }, ON_NETWORK];
     if fs == FsType::Xfs && !flags.iter().any(|flag| flag == "nouuid") {
         options.push("nouuid");
     }
@@ -126,7 +129,9 @@ pub async fn bind(
     limits: &Limits,
 ) -> Result<(), Error> {
     let before = at(target)?.len();
-    let program = mount().args(["--bind", "--"]).args([source, target]);
+    let program = mount()
+        .args(["--bind", "-o", ON_NETWORK, "--"])
+        .args([source, target]);
     run(program, target, limits).await?;
     if at(target)?.len() <= before {
         return Err(Error::Other {
@@ -139,7 +144,8 @@ pub async fn bind(
         return Ok(());
     }
     // The kernel takes no other flag together with a bind: that needs a second step (mount(2)).
-    let program = mount().args(["-o", "remount,bind,ro", "--"]).arg(target);
+    let options = format!("remount,bind,ro,{ON_NETWORK}");
+    let program = mount().args(["-o", &options, "--"]).arg(target);
     let remounted = match run(program, target, limits).await {
         Ok(()) => expect_top(target, "a mount that is read only", Mount::is_read_only).await,
         failed => failed,
