@@ -5,6 +5,7 @@
 //! - [`kernel`]: modules, and what the kernel has complained about.
 //! - [`volume`]: a target, an attachment with its kernel device, and a file system on it.
 //! - [`machine`]: a machine with systemd on which berth is installed by its package.
+//! - [`kubernetes`]: that machine as a node of Kubernetes, by the package of the drivers.
 //! - [`flex`]: a node on which kubelet uses berth through the FlexVolume driver.
 //! - [`load`]: fio, a tree of files and a prober, all of which check what they read.
 //! - [`tree`]: the tree of files.
@@ -31,6 +32,7 @@ mod detach;
 mod figures;
 mod flex;
 mod kernel;
+mod kubernetes;
 mod load;
 mod machine;
 mod marks;

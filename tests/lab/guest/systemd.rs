@@ -1,5 +1,6 @@
 //! `systemd`: the service as its package installs it. It is what it claims to be; a mounted file system under load outlives its restarts,
-//! its end by SIGKILL and a hang of its data plane; after a reboot the device and the mount are back.
+//! its end by SIGKILL and a hang of its data plane; after a reboot the device and the mount are back. So does a volume of berth-csi, whose
+//! package is installed beside it.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::load::Load;
 use crate::machine::{
     DEADLINE, DEVICE, Event, FOLDER, Machine, PACKAGES, journal, main_pid, property,
 };
-use crate::{Next, Options, figures, tree};
+use crate::{Next, Options, figures, kubernetes, tree};
 
 /// Lasts over the reboot.
 const MARK: &str = "/var/lib/lab-rebooted";
@@ -28,6 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<Next> {
     }
     let mut machine = Machine::install(PACKAGES[0])?;
     check_service()?;
+    let volume = kubernetes::begin(&machine)?;
     machine.attach()?;
     machine.mount()?;
     println!("installed, attached over HTTP, mounted by fstab");
@@ -46,6 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<Next> {
             stalls.push(stall);
         }
         figures::print(&format!("stalls of {event:?}"), stalls);
+        volume.check(&format!("after {event:?}"))?;
     }
     check_hang_was_found()?;
     let done = load.finish()?;
@@ -54,6 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<Next> {
         done.fio, done.tree.written, done.tree.compared
     );
     ensure!(done.fio.passes > 0 && done.tree.compared > 0, "no load");
+    volume.check("before the reboot")?;
     machine.check()?;
     // Mounted and attached: all of this is up to the service manager now.
     fs::write(MARK, "")?;
@@ -133,7 +137,7 @@ fn check_shutdown() -> Result<()> {
             .with_context(|| format!("no {words:?} in its place at shutdown:\n{}", last()))?;
         rest = after;
     }
-    Ok(())
+    kubernetes::check_shutdown(&said).with_context(last)
 }
 
 fn after_reboot(options: &Options) -> Result<()> {
@@ -158,6 +162,7 @@ fn after_reboot(options: &Options) -> Result<()> {
 
     let mut machine = Machine::as_it_is()?;
     machine.wait_ready()?;
+    kubernetes::end()?;
     machine.unmount()?;
     machine.detach()?;
     machine.check()?;

@@ -1,4 +1,5 @@
 //! `upgrade`: packages are installed over each other under a mounted file system, and none is removed while it is needed.
+//! At the end the drivers of Kubernetes, whose package is upgraded, removed and purged, too.
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use berth_tests::tool;
 
 use crate::load::Load;
 use crate::machine::{DEADLINE, Event, FOLDER, Machine, PACKAGES, main_pid};
-use crate::{Options, figures, tree};
+use crate::{Options, figures, kubernetes, tree};
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut machine = Machine::install(PACKAGES[0])?;
@@ -49,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     tool::run("dpkg", &["-i", PACKAGES[1]], DEADLINE)?;
     machine.wait_ready()?;
+    kubernetes::upgrade()?;
     tool::run("dpkg", &["--purge", "berth"], DEADLINE)?;
     println!("removed when nothing was attached, installed again, purged");
     Ok(())

@@ -1,4 +1,4 @@
-//! The Debian package, for machines that install it.
+//! The Debian packages, for machines that install them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,8 +9,11 @@ use berth_tests::{programs, tool};
 /// cargo-deb on a busy machine; the programs are built before.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Makes `berth-1.deb` and `berth-2.deb` in `folder`: the programs under test, packed twice, the second one as the later
-/// version.
+/// The packages, by name.
+const NAMES: [&str; 2] = ["berth", "berth-kubernetes"];
+
+/// Makes `berth-1.deb`, `berth-kubernetes-1.deb` and the same with 2 in `folder`: the programs under test, packed twice, the
+/// second time as the later version.
 ///
 /// # Errors
 /// When cargo-deb is not installed, or fails.
@@ -45,9 +48,15 @@ pub(crate) fn make_two(folder: &Path) -> Result<()> {
             into.path().as_os_str(),
         ];
         tool::run("env", &words, DEADLINE)?;
-        let mut packages = std::fs::read_dir(into.path())?;
-        let package = packages.next().context("no package was made")??;
-        std::fs::rename(package.path(), folder.join(format!("berth-{number}.deb")))?;
+        for name in NAMES {
+            // NAME_VERSION_ARCHITECTURE.deb
+            let begins = format!("{name}_");
+            let package = std::fs::read_dir(into.path())?
+                .filter_map(Result::ok)
+                .find(|entry| entry.file_name().to_string_lossy().starts_with(&begins))
+                .with_context(|| format!("no package {name} was made"))?;
+            std::fs::rename(package.path(), folder.join(format!("{name}-{number}.deb")))?;
+        }
     }
     Ok(())
 }
