@@ -32,6 +32,12 @@ pub(crate) fn run(folder: &Path, rounds: u32, seed: u64) -> Result<()> {
             WRITES_BEFORE + (seed ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) % WRITES_MORE;
         let taken = take(&cluster, round, &held, writes, &mut figures);
         held = taken.with_context(|| format!("round {round}, {writes} writes before the cut"))?;
+        if round.is_multiple_of(10) {
+            println!(
+                "round {round}: {} writes found so far",
+                figures.acknowledged
+            );
+        }
     }
     kubernetes.remove(&held)?;
     kubernetes.delete(&volume.volume_id)?;
