@@ -244,7 +244,7 @@ func TestOptions(t *testing.T) {
 		pod := newPod("pod-"+wrong[0]+attach, wrong[0]+attach)
 		before := mark(t)
 		k.pods.AddPod(pod)
-		k.told(before, wrong[1])
+		k.told(pod, before, wrong[1])
 		k.pods.DeletePod(pod)
 		expectAttached(t)
 	}
@@ -270,7 +270,7 @@ func TestWithoutBerthd(t *testing.T) {
 	hide()
 	before := mark(t)
 	k.pods.AddPod(pod)
-	k.told(before, "berthd is not reachable at")
+	k.told(pod, before, "berthd is not reachable at")
 	show()
 	k.until("mount", func() bool { return k.mounted(pod) != "" })
 	if err := k.manager.WaitForAttachAndMount(pod); err != nil {

@@ -154,13 +154,19 @@ func (k *kubelet) until(what string, done func() bool) {
 	}
 }
 
-// told waits until it is told why a volume is not there: to the pod, as an event, or, when attaching is a call of its own, in
-// the log. kubelet 1.20 has no events for attaches that it makes itself.
-func (k *kubelet) told(mark int, text string) {
+// told waits until it is told why a volume is not there. To the pod it is, as an event, when mounting fails, and as the error that
+// its start ends with, when the volume is refused by its options alone. kubelet 1.20 has no events for attaches that it makes
+// itself: those are in logs.
+func (k *kubelet) told(pod *v1.Pod, mark int, text string) {
 	k.t.Helper()
 	k.until("to be told "+text, func() bool {
-		return k.events.have(text) || calledAttach(k.t) && failedAttach(k.t, mark, text)
+		return k.events.have(text) || failedCall(k.t, mark, "attach", text) || failedCall(k.t, mark, "getvolumename", text)
 	})
+	if failedCall(k.t, mark, "getvolumename", text) {
+		if err := k.manager.WaitForAttachAndMount(pod); err == nil || !strings.Contains(err.Error(), text) {
+			k.t.Fatalf("%s: %v, expected: %s", pod.Name, err, text)
+		}
+	}
 }
 
 // run has a pod on this node, whose volumes are there when this returns.
@@ -327,15 +333,15 @@ func calls(t *testing.T, mark int) []string {
 	return calls
 }
 
-// failedAttach is whether the driver has logged, since mark bytes of its log, an attach that failed with this text.
-func failedAttach(t *testing.T, mark int, text string) bool {
+// failedCall is whether the driver has logged, since mark bytes of its log, a call of this name that failed with this text.
+func failedCall(t *testing.T, mark int, name, text string) bool {
 	t.Helper()
 	log, err := os.ReadFile(setting(t, "DRIVER_LOG"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range strings.Split(string(log[mark:]), "\n") {
-		if strings.Contains(line, " attach ") && strings.Contains(line, ": failed: ") && strings.Contains(line, text) {
+		if strings.Contains(line, " "+name+" ") && strings.Contains(line, ": failed: ") && strings.Contains(line, text) {
 			return true
 		}
 	}
