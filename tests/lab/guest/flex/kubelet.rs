@@ -74,5 +74,5 @@ fn tests(node: &Node, attach: bool, which: &str) -> Result<()> {
     ensure!(status.success() && passed > 0, "attach={attach}: {status}");
     ensure!(node.attached()?.is_empty(), "{:?}", node.attached()?);
     println!("kubelet, attach={attach}: {passed} tests passed");
-    Ok(())
+    node.delete_volumes()
 }

@@ -125,6 +125,21 @@ impl Node {
         Ok(message)
     }
 
+    /// Deletes all volumes of the fabric, which is in this guest's memory, when none is attached any more.
+    pub(crate) fn delete_volumes(&self) -> Result<()> {
+        let list = self
+            .daemon
+            .request("GET", "/v1/volumes", None, CALL)?
+            .json()?;
+        let volumes = list["volumes"].as_array().context("a list")?;
+        for name in volumes.iter().filter_map(|volume| volume["name"].as_str()) {
+            let path = format!("/v1/volumes/{name}");
+            let answer = self.daemon.request("DELETE", &path, None, CALL)?;
+            ensure!(answer.status < 300, "DELETE {path}: {}", answer.status);
+        }
+        Ok(())
+    }
+
     /// Names of all attachments.
     pub(crate) fn attached(&self) -> Result<Vec<String>> {
         let answer = self

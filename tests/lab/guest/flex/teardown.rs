@@ -102,7 +102,8 @@ fn one(node: &mut Node, round: u32, gone: Gone, early: bool) -> Result<()> {
     } else {
         ensure!(left.is_empty(), "left attached: {left:?}");
     }
-    gone.undone(node, &volume)
+    gone.undone(node, &volume)?;
+    node.delete_volumes()
 }
 
 impl Gone {
