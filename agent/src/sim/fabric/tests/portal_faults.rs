@@ -145,7 +145,7 @@ async fn connections_fail_as_they_are_told_and_heal() {
     // The write may have gone over a session that was about to end: the next ones come.
     timely(async {
         while logins(&rig) == 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
