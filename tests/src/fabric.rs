@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::http;
 use crate::net::Netns;
-use crate::process::{Process, Usage, wait_for};
+use crate::process::{Process, Usage};
 use crate::programs;
 
 /// To get ready, to stop, and for one request.
@@ -112,17 +112,7 @@ impl Sim {
         let log = dir.path().join("log");
         let mut process =
             Process::start("berthd sim", Path::new(&words[0]), &words[1..], &[], &log)?;
-        wait_for("the simulated fabric gets ready", DEADLINE, || {
-            if let Some(status) = process.status()? {
-                anyhow::bail!("it has ended with {status}");
-            }
-            Ok(process
-                .log()
-                .lines()
-                .any(|line| line == "ready")
-                .then_some(()))
-        })
-        .with_context(|| process.log())?;
+        process.wait_line("ready", DEADLINE)?;
         let log = process.log();
         let said = |name: &str| {
             let mut lines = log.lines().filter_map(|line| line.split_once(' '));
@@ -284,6 +274,17 @@ impl Rest {
             None => request()?,
         };
         Ok((answer.status, answer.json()?))
+    }
+
+    /// Whether the target of a volume serves: without, its sessions end and none is made.
+    ///
+    /// # Errors
+    /// With the answer when it is a refusal.
+    pub fn set_online(&self, volume: &str, online: bool) -> Result<()> {
+        let state = if online { "online" } else { "offline" };
+        let body = json!({ "admin_state": state, "force": !online });
+        self.ok("PUT", &format!("/app_instances/{volume}"), Some(&body))?;
+        Ok(())
     }
 
     /// The whole answer of a request that succeeds.

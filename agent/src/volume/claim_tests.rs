@@ -132,24 +132,37 @@ fn only(node: &Node) -> Vec<String> {
     vec![node.initiator.to_string()]
 }
 
-/// Waits until the attachment is in no state that works.
-async fn shut_out(node: &Node) {
+/// Waits until the attachment is as asked for; nothing tells of it, so it is looked at again and again.
+async fn until(node: &Node, what: &str, done: impl Fn(&Attachment) -> bool) {
     let look = async {
-        loop {
-            let now = node
+        while !done(
+            &node
                 .client
                 .attachment(&attachment())
                 .await
-                .expect("it is known");
-            if now.state != AttachmentState::Attached {
-                return;
-            }
+                .expect("it is known"),
+        ) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, look)
-        .await
-        .expect("it is shut out");
+    tokio::time::timeout(DEADLINE, look).await.expect(what);
+}
+
+/// Waits until the attachment is in no state that works.
+async fn shut_out(node: &Node) {
+    until(node, "it is shut out", |now| {
+        now.state != AttachmentState::Attached
+    })
+    .await;
+}
+
+/// Waits until the attachment has failed for this reason.
+async fn failed(node: &Node, code: Code) {
+    until(node, "it fails", |now| {
+        let reason = now.reason.as_ref().map(|reason| reason.code);
+        now.state == AttachmentState::Failed && reason == Some(code)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -274,23 +287,6 @@ async fn a_node_that_is_not_to_be_admitted_has_to_be() {
     b.daemon.stop().await;
 }
 
-/// Waits until the attachment has failed for this reason.
-async fn failed(node: &Node, code: Code) {
-    let look = async {
-        loop {
-            let found = node.client.attachment(&attachment()).await;
-            let now = found.expect("it is known");
-            let reason = now.reason.map(|reason| reason.code);
-            if now.state == AttachmentState::Failed && reason == Some(code) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let failed = tokio::time::timeout(DEADLINE, look).await;
-    failed.expect("it fails");
-}
-
 /// I/O that waits without an end.
 fn patient() -> AttachRequest {
     AttachRequest {
@@ -330,18 +326,7 @@ async fn a_volume_that_was_deleted_is_not_waited_for() {
     revoked.expect("revoked");
     let deleted = b.client.delete_volume(&volume(), None, true).await;
     deleted.expect("deleted");
-    let lost = async {
-        loop {
-            let now = a.client.attachment(&attachment()).await;
-            if now.expect("it is known").state == AttachmentState::Failed {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, lost)
-        .await
-        .expect("it fails");
+    until(&a, "it fails", |now| now.state == AttachmentState::Failed).await;
     let detached = a.client.detach(&attachment(), false).await;
     detached.expect("detached");
     a.daemon.stop().await;

@@ -115,15 +115,15 @@ impl Gone {
                 // Else I/O of the mount waits for the target to come back.
                 let soon = json!({ "recovery_timeout_seconds": 3 });
                 berthd(node, "PATCH", &attachment, Some(&soon))?;
-                offline(node, volume, true)
+                node.sim.log_in()?.set_online(volume, false)
             }
             Self::Device => {
                 berthd(node, "DELETE", &format!("{attachment}?force=true"), None).map(drop)
             }
             Self::Volume => {
                 revoke(node, volume)?;
-                offline(node, volume, true)?;
                 let fabric = node.sim.log_in()?;
+                fabric.set_online(volume, false)?;
                 let path = format!("/app_instances/{volume}");
                 fabric.ok("DELETE", &path, None).map(drop)
             }
@@ -134,7 +134,7 @@ impl Gone {
 
     fn undone(self, node: &Node, volume: &str) -> Result<()> {
         match self {
-            Self::Session => offline(node, volume, false),
+            Self::Session => node.sim.log_in()?.set_online(volume, true),
             _ => Ok(()),
         }
     }
@@ -153,14 +153,6 @@ fn revoke(node: &Node, volume: &str) -> Result<()> {
     let before = fabric.ok("GET", &path, None)?;
     ensure!(before.to_string().contains(initiator), "{before}");
     fabric.ok("PUT", &path, Some(&none)).map(drop)
-}
-
-fn offline(node: &Node, volume: &str, offline: bool) -> Result<()> {
-    let fabric = node.sim.log_in()?;
-    let state = if offline { "offline" } else { "online" };
-    let body = json!({ "admin_state": state, "force": offline });
-    let path = format!("/app_instances/{volume}");
-    fabric.ok("PUT", &path, Some(&body)).map(drop)
 }
 
 fn berthd(node: &Node, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {

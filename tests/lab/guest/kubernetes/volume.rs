@@ -9,13 +9,12 @@ use anyhow::{Context as _, Result, ensure};
 use berth_plugin::csi::proto::v1::controller_client::ControllerClient;
 use berth_plugin::csi::proto::v1::node_client::NodeClient;
 use berth_plugin::csi::proto::v1::volume_capability::access_mode::Mode;
-use berth_plugin::csi::proto::v1::volume_capability::{AccessMode, AccessType, MountVolume};
 use berth_plugin::csi::proto::v1::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest,
-    CreateVolumeRequest, NodeGetInfoRequest, VolumeCapability,
+    CreateVolumeRequest, NodeGetInfoRequest,
 };
 use berth_tests::csi::connect::channel;
-use berth_tests::csi::rig::{GIB, Used, delete};
+use berth_tests::csi::rig::{Access, GIB, Used, delete};
 use berth_tests::process::{Process, wait_for};
 use berth_tests::tool;
 use tempfile::TempDir;
@@ -128,15 +127,7 @@ impl InUse {
     async fn publish() -> Result<Self> {
         let controller = Controller::start()?;
         let mut client = controller.client().await?;
-        let capability = VolumeCapability {
-            access_mode: Some(AccessMode {
-                mode: Mode::SingleNodeWriter.into(),
-            }),
-            access_type: Some(AccessType::Mount(MountVolume {
-                fs_type: "ext4".to_owned(),
-                ..MountVolume::default()
-            })),
-        };
+        let capability = Access::Mount.capability(Mode::SingleNodeWriter);
         let request = CreateVolumeRequest {
             name: NAME.to_owned(),
             capacity_range: Some(CapacityRange {

@@ -7,10 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use berth_tests::csi::rig::{Access, GIB};
+use berth_tests::csi::rig::{Access, GIB, Used};
 
 use super::Cluster;
-use super::kubernetes::Published;
 use super::writer::{Writer, ensure_all, fill, read};
 
 /// Writes of the first node before it is cut off, by the least busy thread: at least, and how many more at most.
@@ -85,26 +84,26 @@ impl Figures {
 fn take(
     cluster: &Cluster,
     round: u64,
-    held: &Published,
+    held: &Used,
     writes: u64,
     figures: &mut Figures,
-) -> Result<Published> {
+) -> Result<Used> {
     let (kubernetes, old) = (&cluster.kubernetes, &cluster.members[held.node]);
-    let writer = Writer::start(old, held.target(), round)?;
+    let writer = Writer::start(old, &held.target, round)?;
     writer.wait_acknowledged(writes)?;
 
     let cut = Instant::now();
     old.cut_off()?;
     // Kubelet does not answer: the volume is detached from the node without it.
     kubernetes.detach(held)?;
-    let taken = kubernetes.place(&held.volume, 1 - held.node, Access::Block)?;
+    let taken = kubernetes.place(&held.id, 1 - held.node, Access::Block)?;
     let new = &cluster.members[taken.node];
-    let found = read(new, taken.target())?;
+    let found = read(new, &taken.target)?;
     figures.takeovers.push(cut.elapsed());
     let acknowledged = writer.acknowledged()?;
     writer.compare(&found, &acknowledged)?;
     figures.acknowledged += acknowledged.iter().sum::<u64>();
-    fill(new, taken.target(), TAKEN + round)?;
+    fill(new, &taken.target, TAKEN + round)?;
 
     let healed = Instant::now();
     old.heal()?;
@@ -113,6 +112,6 @@ fn take(
     kubernetes.unmount(held)?;
     let left = old.attachments()?;
     anyhow::ensure!(left.is_empty(), "left attached: {left:?}");
-    ensure_all(&read(new, taken.target())?, TAKEN + round).context("late writes have landed")?;
+    ensure_all(&read(new, &taken.target)?, TAKEN + round).context("late writes have landed")?;
     Ok(taken)
 }

@@ -1,7 +1,6 @@
 //! The calls that Kubernetes makes of a CSI driver, in its order: the provisioner and the attacher to the controller,
 //! kubelet to a node.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,12 +10,10 @@ use berth_plugin::csi::proto::v1::node_client::NodeClient;
 use berth_plugin::csi::proto::v1::volume_capability::access_mode::Mode;
 use berth_plugin::csi::proto::v1::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, NodeGetInfoRequest, NodePublishVolumeRequest,
-    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume,
-    VolumeCapability,
+    CreateVolumeRequest, NodeGetInfoRequest, Volume,
 };
 use berth_tests::csi::connect;
-use berth_tests::csi::rig::Access;
+use berth_tests::csi::rig::{Access, Used, delete};
 use berth_tests::guest::control::{CSI_PORT, Node};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -40,25 +37,6 @@ struct Kubelet {
     node: Arc<Node>,
     client: NodeClient<Channel>,
     id: String,
-}
-
-/// A volume that a node may use, and where.
-#[derive(Debug, Clone)]
-pub(crate) struct Published {
-    pub(crate) volume: String,
-    /// Number of the node.
-    pub(crate) node: usize,
-    context: HashMap<String, String>,
-    capability: VolumeCapability,
-    staging: String,
-    target: String,
-}
-
-impl Published {
-    /// Where a pod would find it on the node.
-    pub(crate) fn target(&self) -> &str {
-        &self.target
-    }
 }
 
 impl Kubernetes {
@@ -121,31 +99,29 @@ impl Kubernetes {
 
     /// A claim and its volume are deleted.
     pub(crate) fn delete(&self, volume: &str) -> Result<()> {
-        let request = DeleteVolumeRequest {
-            volume_id: volume.to_owned(),
-            ..DeleteVolumeRequest::default()
-        };
         let mut controller = self.controller.clone();
-        let deleted = self.runtime.block_on(controller.delete_volume(request));
+        let deleted = self
+            .runtime
+            .block_on(controller.delete_volume(delete(volume)));
         deleted.with_context(|| format!("DeleteVolume {volume}"))?;
         Ok(())
     }
 
     /// A pod that uses the volume is placed on a node: attached, staged and published there.
-    pub(crate) fn place(&self, volume: &str, node: usize, access: Access) -> Result<Published> {
-        let published = self.attach(volume, node, access)?;
-        self.mount(&published)?;
-        Ok(published)
+    pub(crate) fn place(&self, volume: &str, node: usize, access: Access) -> Result<Used> {
+        let used = self.attach(volume, node, access)?;
+        self.mount(&used)?;
+        Ok(used)
     }
 
     /// That pod ends, and nothing of the volume is left on the node.
-    pub(crate) fn remove(&self, published: &Published) -> Result<()> {
-        self.unmount(published)?;
-        self.detach(published)
+    pub(crate) fn remove(&self, used: &Used) -> Result<()> {
+        self.unmount(used)?;
+        self.detach(used)
     }
 
     /// The attacher's part of placing a pod.
-    fn attach(&self, volume: &str, node: usize, access: Access) -> Result<Published> {
+    fn attach(&self, volume: &str, node: usize, access: Access) -> Result<Used> {
         let capability = access.capability(Mode::SingleNodeMultiWriter);
         let request = ControllerPublishVolumeRequest {
             volume_id: volume.to_owned(),
@@ -158,21 +134,21 @@ impl Kubernetes {
             .runtime
             .block_on(controller.controller_publish_volume(request));
         let answer = answer.with_context(|| format!("ControllerPublishVolume {volume}, {node}"))?;
-        Ok(Published {
-            volume: volume.to_owned(),
+        Ok(Used {
+            id: volume.to_owned(),
             node,
             context: answer.into_inner().publish_context,
             capability,
-            staging: format!("{KUBELET}/staging/{volume}"),
-            target: format!("{KUBELET}/pods/{volume}"),
+            staging: format!("{KUBELET}/staging/{volume}").into(),
+            target: format!("{KUBELET}/pods/{volume}").into(),
         })
     }
 
     /// The attacher's part of a pod's end; also without kubelet's, when its node does not answer.
-    pub(crate) fn detach(&self, published: &Published) -> Result<()> {
-        let Published { volume, node, .. } = published;
+    pub(crate) fn detach(&self, used: &Used) -> Result<()> {
+        let Used { id, node, .. } = used;
         let request = ControllerUnpublishVolumeRequest {
-            volume_id: volume.clone(),
+            volume_id: id.clone(),
             node_id: self.kubelets[*node].id.clone(),
             ..ControllerUnpublishVolumeRequest::default()
         };
@@ -180,53 +156,38 @@ impl Kubernetes {
         let answer = self
             .runtime
             .block_on(controller.controller_unpublish_volume(request));
-        answer.with_context(|| format!("ControllerUnpublishVolume {volume}, {node}"))?;
+        answer.with_context(|| format!("ControllerUnpublishVolume {id}, {node}"))?;
         Ok(())
     }
 
     /// Kubelet's part of placing a pod.
-    fn mount(&self, published: &Published) -> Result<()> {
-        let Kubelet { node, client, .. } = &self.kubelets[published.node];
+    fn mount(&self, used: &Used) -> Result<()> {
+        let Kubelet { node, client, .. } = &self.kubelets[used.node];
         let mut client = client.clone();
-        let pods = format!("{KUBELET}/pods");
-        node.run("mkdir", &["-p", &published.staging, &pods], DEADLINE)?;
-        let stage = NodeStageVolumeRequest {
-            volume_id: published.volume.clone(),
-            publish_context: published.context.clone(),
-            staging_target_path: published.staging.clone(),
-            volume_capability: Some(published.capability.clone()),
-            ..NodeStageVolumeRequest::default()
-        };
-        let staged = self.runtime.block_on(client.node_stage_volume(stage));
-        staged.with_context(|| format!("NodeStageVolume {}", published.volume))?;
-        let publish = NodePublishVolumeRequest {
-            volume_id: published.volume.clone(),
-            publish_context: published.context.clone(),
-            staging_target_path: published.staging.clone(),
-            target_path: published.target.clone(),
-            volume_capability: Some(published.capability.clone()),
-            ..NodePublishVolumeRequest::default()
-        };
-        let shown = self.runtime.block_on(client.node_publish_volume(publish));
-        shown.with_context(|| format!("NodePublishVolume {}", published.volume))?;
+        let (staging, pods) = (used.staging.to_string_lossy(), format!("{KUBELET}/pods"));
+        node.run("mkdir", &["-p", &staging, &pods], DEADLINE)?;
+        let staged = self
+            .runtime
+            .block_on(client.node_stage_volume(used.stage()));
+        staged.with_context(|| format!("NodeStageVolume {}", used.id))?;
+        let shown = self
+            .runtime
+            .block_on(client.node_publish_volume(used.show()));
+        shown.with_context(|| format!("NodePublishVolume {}", used.id))?;
         Ok(())
     }
 
     /// Kubelet's part of a pod's end.
-    pub(crate) fn unmount(&self, published: &Published) -> Result<()> {
-        let mut client = self.kubelets[published.node].client.clone();
-        let hide = NodeUnpublishVolumeRequest {
-            volume_id: published.volume.clone(),
-            target_path: published.target.clone(),
-        };
-        let hidden = self.runtime.block_on(client.node_unpublish_volume(hide));
-        hidden.with_context(|| format!("NodeUnpublishVolume {}", published.volume))?;
-        let unstage = NodeUnstageVolumeRequest {
-            volume_id: published.volume.clone(),
-            staging_target_path: published.staging.clone(),
-        };
-        let unstaged = self.runtime.block_on(client.node_unstage_volume(unstage));
-        unstaged.with_context(|| format!("NodeUnstageVolume {}", published.volume))?;
+    pub(crate) fn unmount(&self, used: &Used) -> Result<()> {
+        let mut client = self.kubelets[used.node].client.clone();
+        let hidden = self
+            .runtime
+            .block_on(client.node_unpublish_volume(used.hide()));
+        hidden.with_context(|| format!("NodeUnpublishVolume {}", used.id))?;
+        let unstaged = self
+            .runtime
+            .block_on(client.node_unstage_volume(used.unstage()));
+        unstaged.with_context(|| format!("NodeUnstageVolume {}", used.id))?;
         Ok(())
     }
 }

@@ -3,14 +3,13 @@
 //! Two pods, scaled to three; pods moved from node to node, each time with what they have written, and nothing left behind;
 //! scaled down and up again, the volume kept; and a node cut off while its pods write, whose late writes never land.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::csi::rig::Access;
+use berth_tests::csi::rig::{Access, Used};
 
 use super::Cluster;
-use super::kubernetes::Published;
 use super::member::Member;
 use super::writer::{BLOCKS, Block, Writer, ensure_all, fill, read};
 
@@ -53,7 +52,7 @@ pub(crate) fn run(folder: &Path, rounds: u32, seed: u64) -> Result<()> {
 #[derive(Debug)]
 struct Pet {
     volume: String,
-    placed: Option<Published>,
+    placed: Option<Used>,
     /// What its file is full of.
     mark: u64,
 }
@@ -112,13 +111,15 @@ impl<'a> PetSet<'a> {
         // A file system that was made just now is empty.
         let file = self.file(ordinal)?;
         let size = (BLOCKS * 4096).to_string();
-        self.node(ordinal)?
-            .node
-            .run("truncate", &["-s", &size, &file], COMMAND)?;
+        self.node(ordinal)?.node.run(
+            "truncate",
+            &["-s", &size, &file.to_string_lossy()],
+            COMMAND,
+        )?;
         self.write(ordinal)
     }
 
-    fn placed(&self, ordinal: usize) -> Result<&Published> {
+    fn placed(&self, ordinal: usize) -> Result<&Used> {
         self.pets[ordinal]
             .placed
             .as_ref()
@@ -130,8 +131,8 @@ impl<'a> PetSet<'a> {
     }
 
     /// What a pod keeps.
-    fn file(&self, ordinal: usize) -> Result<String> {
-        Ok(format!("{}/data", self.placed(ordinal)?.target()))
+    fn file(&self, ordinal: usize) -> Result<PathBuf> {
+        Ok(self.placed(ordinal)?.target.join("data"))
     }
 
     fn place(&mut self, ordinal: usize, node: usize) -> Result<()> {
@@ -159,13 +160,13 @@ impl<'a> PetSet<'a> {
     fn stop(&mut self, ordinal: usize) -> Result<()> {
         let placed = self.pets[ordinal].placed.take().context("runs nowhere")?;
         self.cluster.kubernetes.remove(&placed)?;
-        let name = format!("csi.{}", placed.volume);
+        let name = format!("csi.{}", placed.id);
         let left = self.cluster.members[placed.node].attachments()?;
         ensure!(
             !left.contains(&name),
             "pod {ordinal} is gone, left attached: {left:?}"
         );
-        let admitted = self.cluster.admitted(&placed.volume)?;
+        let admitted = self.cluster.admitted(&placed.id)?;
         ensure!(
             admitted.is_empty(),
             "pod {ordinal} is gone, admitted: {admitted:?}"

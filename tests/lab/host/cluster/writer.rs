@@ -33,10 +33,11 @@ pub(crate) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Starts one with a mark that no other has, on a device or on a file of [`BLOCKS`] blocks.
-    pub(crate) fn start(member: &'a Member, disk: &str, mark: u64) -> Result<Self> {
+    pub(crate) fn start(member: &'a Member, disk: &Path, mark: u64) -> Result<Self> {
         let (name, record) = (format!("writer-{mark}"), format!("record-{mark}"));
         let (guest, word) = (member.program("lab-guest")?, mark.to_string());
         let path = format!("/mnt/{record}");
+        let disk = disk.to_str().context("path is text")?;
         let words = ["write-marks", "--rounds", "0", "--seed", &word];
         let more = ["--device", disk, "--record", &path];
         let argv = [&[guest.as_str()][..], &words, &more].concat();
@@ -105,14 +106,14 @@ impl<'a> Writer<'a> {
 }
 
 /// Writes every block once.
-pub(crate) fn fill(member: &Member, disk: &str, mark: u64) -> Result<()> {
+pub(crate) fn fill(member: &Member, disk: &Path, mark: u64) -> Result<()> {
     let mark = mark.to_string();
     let words = ["--rounds", "1", "--seed", &mark, "--record", "/run/record"];
     marks(member, "write-marks", disk, &words).map(drop)
 }
 
 /// Every block.
-pub(crate) fn read(member: &Member, disk: &str) -> Result<Vec<Block>> {
+pub(crate) fn read(member: &Member, disk: &Path) -> Result<Vec<Block>> {
     let text = marks(
         member,
         "read-marks",
@@ -137,7 +138,8 @@ pub(crate) fn ensure_all(found: &[Block], mark: u64) -> Result<()> {
     Ok(())
 }
 
-fn marks(member: &Member, word: &str, disk: &str, more: &[&str]) -> Result<String> {
+fn marks(member: &Member, word: &str, disk: &Path, more: &[&str]) -> Result<String> {
+    let disk = disk.to_str().context("path is text")?;
     let words = [&[word, "--device", disk][..], more].concat();
     member.node.run(&member.program("lab-guest")?, &words, STEP)
 }

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use berth_api::types::{AttachmentPatch, RecoveryTimeout};
 use berth_plugin::csi::proto::v1::*;
-use serde_json::json;
 use tonic::Code;
 
 use crate::csi::files::data;
@@ -180,7 +179,10 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
                     ..AttachmentPatch::default()
                 };
                 rig.daemon(0).change(&all[0].name, &soon).await?;
-                set_online(rig, &volume.volume_id, false)?;
+                rig.site
+                    .sim
+                    .log_in()?
+                    .set_online(&volume.volume_id, false)?;
             }
             "volume" => {
                 daemon.revoke(&name, &node).await?;
@@ -216,7 +218,7 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
             "{gone}: attached"
         );
         if gone == "session" {
-            set_online(rig, &volume.volume_id, true)?;
+            rig.site.sim.log_in()?.set_online(&volume.volume_id, true)?;
         }
         rig.delete(&volume.volume_id).await?;
     }
@@ -232,13 +234,4 @@ pub(super) async fn teardown_of_what_is_gone(rig: &mut Rig) -> Result<()> {
         n.node_get_volume_stats(nothing).await,
     )?;
     Ok(())
-}
-
-/// Whether the target of a volume serves: without, its sessions end and none is made.
-fn set_online(rig: &Rig, volume: &str, online: bool) -> Result<()> {
-    let state = if online { "online" } else { "offline" };
-    let body = json!({ "admin_state": state, "force": !online });
-    let fabric = rig.site.sim.log_in()?;
-    let path = format!("/app_instances/{volume}");
-    fabric.ok("PUT", &path, Some(&body)).map(drop)
 }
