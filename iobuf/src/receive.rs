@@ -56,6 +56,7 @@ impl ReceiveBuffer {
 
     /// Whether [`ReceiveBuffer::room`] can be had of the pool. Always true without one.
     pub fn has_room(&mut self) -> bool {
+        self.start_over();
         if self.pool == 0 || self.room_left() >= ROOM_MIN_BYTES {
             return true;
         }
@@ -115,6 +116,7 @@ impl ReceiveBuffer {
     /// Leftover bytes are moved to the new chunk when one is started; callers take all payload that
     /// has arrived before they ask for room, so what is left is a partial header.
     pub fn room(&mut self) -> &mut BytesMut {
+        self.start_over();
         if self.room_left() < ROOM_MIN_BYTES {
             self.next_chunk();
         }
@@ -133,6 +135,13 @@ impl ReceiveBuffer {
                 .min((self.current.capacity() - self.current.len()).max(1));
             self.current.extend_from_slice(&left[..n]);
             left = &left[n..];
+        }
+    }
+
+    /// A chunk of which no slice is left is filled from its start again, where the memory is in the cache.
+    fn start_over(&mut self) {
+        if self.current.is_empty() {
+            let _ = self.current.try_reclaim(CHUNK_BYTES);
         }
     }
 
