@@ -556,6 +556,10 @@ impl<D: BlockDevice> BlockDevice for Align<D> {
         }
     }
 
+    fn commit(&mut self) {
+        self.device.commit();
+    }
+
     fn poll_complete(&mut self) -> Option<Completion> {
         loop {
             if let Some(completion) = self.done.pop_front() {

@@ -163,8 +163,12 @@ pub trait BlockDevice {
     /// Size, limits and abilities; may change between calls (resize).
     fn geometry(&self) -> &Geometry;
 
-    /// Takes a request. Never blocks; the submitter bounds what it has in flight.
+    /// Takes a request. Never blocks; the submitter bounds what it has in flight. It may stay here until
+    /// [`BlockDevice::commit`].
     fn submit(&mut self, request: Request);
+
+    /// Sends what was submitted, a whole batch in one piece. Whoever submits calls this before waiting.
+    fn commit(&mut self);
 
     /// The next completion, if there is one.
     fn poll_complete(&mut self) -> Option<Completion>;

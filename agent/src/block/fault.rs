@@ -87,6 +87,10 @@ impl<D: BlockDevice> BlockDevice for Fault<D> {
         }
     }
 
+    fn commit(&mut self) {
+        self.device.commit();
+    }
+
     fn poll_complete(&mut self) -> Option<Completion> {
         self.failed
             .pop_front()

@@ -21,6 +21,8 @@ pub struct Hub<D: ?Sized> {
     /// Clients that got completions in the present pump and are to be woken once.
     to_wake: Vec<usize>,
     closed: bool,
+    /// Something was submitted since the last pump.
+    submitted: bool,
     device: D,
 }
 
@@ -44,6 +46,7 @@ impl<D: BlockDevice> Hub<D> {
             clients: Slab::new(),
             to_wake: Vec::new(),
             closed: false,
+            submitted: false,
             device,
         }))
     }
@@ -84,9 +87,11 @@ impl<D: BlockDevice + ?Sized> Hub<D> {
         }
     }
 
-    /// Moves completions from the device to their clients and wakes those clients. To be called
-    /// after the device made progress (its session received something, a timer fired).
+    /// Moves completions from the device to their clients and wakes those clients; what was submitted, or is
+    /// because of them, leaves. To be called after the device made progress (its session received
+    /// something, a timer fired).
     pub fn pump(&mut self) {
+        self.submitted = false;
         while let Some(mut completion) = self.device.poll_complete() {
             let index = (completion.id >> CLIENT_ID_BITS) as usize;
             completion.id &= (1 << CLIENT_ID_BITS) - 1;
@@ -108,6 +113,7 @@ impl<D: BlockDevice + ?Sized> Hub<D> {
                 self.to_wake.push(index);
             }
         }
+        self.device.commit();
         for index in self.to_wake.drain(..) {
             if let Some(client) = self.clients.get_mut(index) {
                 client.queued_for_wake = false;
@@ -139,7 +145,8 @@ impl Client {
     }
 
     /// Submits a request. Its id must fit 32 bits and be unique among this client's requests in
-    /// flight.
+    /// flight. It leaves, with all that were submitted before, when a client waits: see
+    /// [`Client::poll_complete`].
     pub fn submit(&self, mut request: Request) {
         let hub = &mut *self.hub.borrow_mut();
         debug_assert!(
@@ -149,6 +156,7 @@ impl Client {
         );
         request.id |= (self.index as u64) << CLIENT_ID_BITS;
         hub.clients[self.index].in_flight += 1;
+        hub.submitted = true;
         hub.device.submit(request);
     }
 
@@ -158,15 +166,14 @@ impl Client {
         self.hub.borrow().clients[self.index].in_flight
     }
 
-    /// Collects what the device can answer at once. To be called after a batch of
-    /// [`Client::submit`] (a layer may answer without I/O).
-    pub fn pump(&self) {
-        self.hub.borrow_mut().pump();
-    }
-
     /// The next completion; `None` when the device is going away and nothing is in flight any more.
+    ///
+    /// Sends what was submitted, and gives what the device answers at once.
     pub fn poll_complete(&self, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
         let hub = &mut *self.hub.borrow_mut();
+        if hub.submitted {
+            hub.pump();
+        }
         let client = &mut hub.clients[self.index];
         if let Some(completion) = client.completions.pop_front() {
             return Poll::Ready(Some(completion));
@@ -186,6 +193,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         // Requests in flight go on: they were taken. Only their answers have nobody to go to.
         let hub = &mut *self.hub.borrow_mut();
+        if hub.submitted {
+            hub.pump();
+        }
         let client = &mut hub.clients[self.index];
         if client.in_flight == 0 {
             hub.clients.remove(self.index);
@@ -193,5 +203,89 @@ impl Drop for Client {
             client.abandoned = true;
             client.completions.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Op;
+    use super::super::ram::RamDevice;
+    use super::*;
+    use std::cell::Cell;
+
+    /// Answers what was committed, and counts how often that was.
+    struct Committed {
+        ram: RamDevice,
+        waiting: Vec<Request>,
+        commits: Rc<Cell<u32>>,
+    }
+
+    impl BlockDevice for Committed {
+        fn geometry(&self) -> &Geometry {
+            self.ram.geometry()
+        }
+
+        fn submit(&mut self, request: Request) {
+            self.waiting.push(request);
+        }
+
+        fn commit(&mut self) {
+            self.commits.set(self.commits.get() + 1);
+            for request in self.waiting.drain(..) {
+                self.ram.submit(request);
+            }
+        }
+
+        fn poll_complete(&mut self) -> Option<Completion> {
+            self.ram.poll_complete()
+        }
+    }
+
+    fn hub() -> (Rc<RefCell<DynHub>>, Rc<Cell<u32>>) {
+        let commits = Rc::new(Cell::new(0));
+        let device = Committed {
+            ram: RamDevice::new(1 << 20),
+            waiting: Vec::new(),
+            commits: Rc::clone(&commits),
+        };
+        (Hub::new(device), commits)
+    }
+
+    fn flush(id: u64) -> Request {
+        Request { id, op: Op::Flush }
+    }
+
+    #[test]
+    fn a_batch_leaves_in_one_piece_when_its_client_waits() {
+        let (hub, commits) = hub();
+        let client = Client::new(Rc::clone(&hub));
+        let mut cx = Context::from_waker(Waker::noop());
+        for id in 0..3 {
+            client.submit(flush(id));
+        }
+        assert_eq!(commits.get(), 0);
+        assert!(client.poll_complete(&mut cx).is_pending());
+        assert_eq!(commits.get(), 1);
+        hub.borrow_mut().pump();
+        for id in 0..3 {
+            let Poll::Ready(Some(done)) = client.poll_complete(&mut cx) else {
+                panic!("an answer");
+            };
+            assert_eq!(done.id, id);
+        }
+        assert!(client.poll_complete(&mut cx).is_pending());
+        assert_eq!(commits.get(), 2, "waiting alone sends nothing");
+    }
+
+    /// A connection that ends before it waits has submitted all the same.
+    #[test]
+    fn what_was_submitted_leaves_without_its_client() {
+        let (hub, commits) = hub();
+        let client = Client::new(Rc::clone(&hub));
+        client.submit(flush(1));
+        drop(client);
+        assert_eq!(commits.get(), 1);
+        hub.borrow_mut().pump();
+        assert_eq!(hub.borrow().in_flight(), 0);
     }
 }

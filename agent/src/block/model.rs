@@ -124,6 +124,8 @@ impl BlockDevice for ModelDevice {
         self.queue.push_back(request);
     }
 
+    fn commit(&mut self) {}
+
     fn poll_complete(&mut self) -> Option<Completion> {
         if self.held {
             return None;

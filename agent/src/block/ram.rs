@@ -240,6 +240,8 @@ impl BlockDevice for RamDevice {
         });
     }
 
+    fn commit(&mut self) {}
+
     fn poll_complete(&mut self) -> Option<Completion> {
         self.done.pop_front()
     }

@@ -137,6 +137,10 @@ impl<D: BlockDevice> BlockDevice for Split<D> {
         }
     }
 
+    fn commit(&mut self) {
+        self.device.commit();
+    }
+
     fn poll_complete(&mut self) -> Option<Completion> {
         loop {
             let completion = self.device.poll_complete()?;

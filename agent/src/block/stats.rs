@@ -237,6 +237,10 @@ impl<D: BlockDevice> BlockDevice for Stats<D> {
         });
     }
 
+    fn commit(&mut self) {
+        self.device.commit();
+    }
+
     fn poll_complete(&mut self) -> Option<Completion> {
         let Completion { id, result } = self.device.poll_complete()?;
         let pending = self.pending.remove(id as usize);

@@ -19,10 +19,10 @@ use berth_iobuf::{ReceiveBuffer, SendQueue};
 use bytes::BufMut as _;
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::net::UnixStream;
 
 use super::export::ExportInfo;
 use super::handshake::Negotiated;
+use super::socket::Socket;
 use super::transmission::{self, Limits, Transmission};
 use crate::block::Client;
 
@@ -62,7 +62,7 @@ impl Stream {
         Ok(match self {
             Self::Unix(stream) => {
                 widen(&stream);
-                Box::new(UnixStream::from_std(stream)?)
+                Box::new(Socket::register(stream)?)
             }
             Self::Other(stream) => stream,
         })
@@ -267,25 +267,26 @@ impl Connection {
             StopMode::Cut => return Poll::Ready(Err(End::Cut)),
         }
         loop {
-            self.poll_requests(cx)?;
+            let bounded = self.poll_requests(cx)?;
             let answered = self.poll_completions(cx);
             let sent = self.poll_send(cx)?;
             let idle = self.transmission.in_flight() == 0 && self.out.is_empty();
             if idle && self.transmission.is_ended() {
                 return Poll::Ready(Ok(()));
             }
-            // Answers and sent bytes make room, and a client that got its answer may ask again.
-            let go_on = answered || (sent && !self.input.is_empty());
+            // Answers and sent bytes make room for more requests.
+            let go_on = bounded && (answered || sent);
             if !go_on {
                 return Poll::Pending;
             }
         }
     }
 
-    /// Takes requests until the socket is empty or a bound is reached, and submits them as a batch.
-    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Takes requests until the socket is empty or a bound is reached, and submits them as a batch. True at a
+    /// bound; else the task is woken when more arrives.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.transmission.is_ended() {
-            return Ok(());
+            return Ok(false);
         }
         let geometry = self.client.geometry();
         loop {
@@ -297,7 +298,7 @@ impl Connection {
                 |request| client.submit(request),
             )?;
             if !self.transmission.wants_input() {
-                break;
+                return Ok(!self.transmission.is_ended());
             }
             // Only the rest of a message that has begun is read while parking.
             let most = if self.parking {
@@ -307,36 +308,34 @@ impl Connection {
             };
             if most == 0 {
                 self.take_no_more(End::Parked);
-                break;
+                return Ok(false);
             }
             // An answer makes room; without one to come there is nothing to wait for.
             if !self.input.has_room() && self.transmission.in_flight() > 0 {
-                break;
+                return Ok(true);
             }
             // A short read tells tokio that the socket is empty, so the next turn of this loop makes
             // no system call but leaves the waker. Its budget ends the loop under a flood.
             let mut room = self.input.room().limit(most);
             let read = pin!(self.stream.read_buf(&mut room));
             match Future::poll(read, cx) {
-                Poll::Pending => break,
+                Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => {
                     self.take_no_more(End::Closed);
-                    break;
+                    return Ok(false);
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) if is_hangup(&error) => {
                     self.take_no_more(End::Closed);
-                    break;
+                    return Ok(false);
                 }
                 Poll::Ready(Err(error)) => return Err(End::Io(error)),
             }
         }
-        Ok(())
     }
 
     /// Queues the replies of what the device has finished. True if there were any.
     fn poll_completions(&mut self, cx: &mut Context<'_>) -> bool {
-        self.client.pump();
         let mut any = false;
         let mut geometry = None;
         loop {
@@ -361,7 +360,6 @@ impl Connection {
         if self.stop.poll(cx) == StopMode::Cut {
             return Poll::Ready(());
         }
-        self.client.pump();
         while self.client.in_flight() > 0 {
             if ready!(self.client.poll_complete(cx)).is_none() {
                 break;

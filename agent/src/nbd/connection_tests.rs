@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::task::LocalSet;
 
 use super::*;
@@ -36,6 +37,8 @@ impl BlockDevice for Held {
     fn submit(&mut self, request: Request) {
         self.taken.borrow_mut().push_back(request);
     }
+
+    fn commit(&mut self) {}
 
     fn poll_complete(&mut self) -> Option<Completion> {
         self.done.borrow_mut().pop_front()

@@ -22,6 +22,7 @@ pub mod handshake;
 pub mod kernel;
 pub mod reply;
 pub mod server;
+mod socket;
 pub mod status;
 pub mod transmission;
 pub mod uri;

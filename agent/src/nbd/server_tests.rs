@@ -58,6 +58,8 @@ impl BlockDevice for Disk {
         state.ram.submit(request);
     }
 
+    fn commit(&mut self) {}
+
     fn poll_complete(&mut self) -> Option<Completion> {
         let mut state = self.0.borrow_mut();
         if state.held {

@@ -15,6 +15,7 @@ mod path;
 mod session;
 pub mod spec;
 mod thread;
+mod timers;
 mod transport;
 mod volume;
 

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::spec::{PathSpec, SessionView, VolumeSpec};
+use super::timers;
 use super::transport::SessionTransport;
 use crate::block::hub::DynHub;
 use crate::block::lun::Port;
@@ -162,7 +163,10 @@ impl Session {
             stream,
             session,
             receive,
-            DriverOptions::default(),
+            DriverOptions {
+                timers: timers::current(),
+                ..DriverOptions::default()
+            },
             on_events,
         );
         let driver = tokio::task::spawn_local(driver.run());

@@ -6,12 +6,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
+
+use super::timers::Timers;
 
 /// Jobs that may wait for one thread. They are control work (attach, detach), a handful at a time.
 const JOBS_MAX: usize = 256;
+
+/// How often a thread that is to end looks whether its last tasks have ended.
+const LAST_TASKS_INTERVAL: Duration = Duration::from_millis(1);
 
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
@@ -40,8 +46,9 @@ impl DataPlane {
     /// # Errors
     /// When a thread or its runtime cannot be made.
     pub fn start(count: usize) -> io::Result<Self> {
+        let timers = Arc::new(Timers::start()?);
         let threads = (0..count.max(1))
-            .map(start_thread)
+            .map(|index| start_thread(index, Arc::clone(&timers)))
             .collect::<io::Result<_>>()?;
         Ok(Self { threads })
     }
@@ -91,13 +98,13 @@ impl DataPlane {
     }
 
     /// Whether every thread takes work within `limit`.
-    pub async fn responds(&self, limit: std::time::Duration) -> bool {
+    pub async fn responds(&self, limit: Duration) -> bool {
         self.stuck_threads(limit).await.is_empty()
     }
 
     /// Numbers of the threads that did no new work within `limit`: all are asked at once, and each has to
     /// take the question from its queue and answer it between its other tasks. To be called in a runtime.
-    pub async fn stuck_threads(&self, limit: std::time::Duration) -> Vec<usize> {
+    pub async fn stuck_threads(&self, limit: Duration) -> Vec<usize> {
         let mut beats = tokio::task::JoinSet::new();
         for (index, (handle, _)) in self.threads.iter().enumerate() {
             let handle = handle.clone();
@@ -182,19 +189,40 @@ async fn run_jobs(mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-fn start_thread(index: usize) -> io::Result<(ThreadHandle, Option<JoinHandle<()>>)> {
+/// As [`run_jobs`]; ends when every task has ended too.
+async fn run_all(queue: mpsc::Receiver<Job>) {
+    run_jobs(queue).await;
+    let metrics = tokio::runtime::Handle::current().metrics();
+    while metrics.num_alive_tasks() > 0 {
+        tokio::time::sleep(LAST_TASKS_INTERVAL).await;
+    }
+}
+
+fn start_thread(
+    index: usize,
+    timers: Arc<Timers>,
+) -> io::Result<(ThreadHandle, Option<JoinHandle<()>>)> {
     let (jobs, queue) = mpsc::channel(JOBS_MAX);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let (made, outcome) = std::sync::mpsc::sync_channel(1);
     let join = std::thread::Builder::new()
         .name(format!("berth-data-{index}"))
         .spawn(move || {
-            let local = LocalSet::new();
-            local.spawn_local(run_jobs(queue));
-            // Ends when all handles are gone and every task has ended.
-            runtime.block_on(local);
+            timers.serve_this_thread();
+            // It cannot leave the thread, so it is made here.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    let _ = made.send(Ok(()));
+                    runtime.block_on(run_all(queue));
+                }
+                Err(error) => {
+                    let _ = made.send(Err(error));
+                }
+            }
         })?;
+    outcome.recv().map_err(io::Error::other)??;
     Ok((
         ThreadHandle {
             jobs,
@@ -208,6 +236,7 @@ fn start_thread(index: usize) -> io::Result<(ThreadHandle, Option<JoinHandle<()>
 mod tests {
     use super::*;
     use std::rc::Rc;
+    use tokio::task::LocalSet;
 
     #[tokio::test]
     async fn work_that_is_not_send_runs_on_one_thread() {

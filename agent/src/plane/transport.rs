@@ -65,10 +65,14 @@ impl SessionTransport {
 
 impl Transport for SessionTransport {
     fn submit(&self, command: Command) -> Result<(), Refusal> {
-        self.handle.submit(command).map_err(|misuse| match misuse {
+        self.handle.queue(command).map_err(|misuse| match misuse {
             Misuse::QueueFull { .. } => Refusal::Full,
             _ => Refusal::Closed,
         })
+    }
+
+    fn commit(&self) {
+        self.handle.commit();
     }
 
     fn manage(&self, tag: u64, function: TaskManagement) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@
 //! discover ─> connect (resolve, TCP, login, redirects; one deadline) ─> Connected
 //!                                                                        │
 //! user <──── Handle (Rc, same thread) <────── Driver (one task) <────────┘
-//!   submit, events, pump_now                  read all · events · one vectored write
+//!   submit, events, commit                    read all · events · one vectored write
 //! ```
 //!
 //! A session, its driver and its user live on one thread: between a request of the user and its

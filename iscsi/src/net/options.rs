@@ -70,12 +70,15 @@ impl Default for SocketOptions {
 }
 
 /// How much a driver does before it lets other tasks of its thread run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct DriverOptions {
     /// Bytes read per wake-up. Default 1 MiB: four full reads.
     pub read_budget_bytes: usize,
     /// Bytes written per wake-up. Default 4 MiB: more than a socket buffer takes at once.
     pub write_budget_bytes: usize,
+    /// Runtime whose clock wakes the driver, which has to outlive it; `None` (the default): the one that it
+    /// runs on. With another's, its own can wait for sockets without a timeout, which costs less.
+    pub timers: Option<tokio::runtime::Handle>,
 }
 
 impl Default for DriverOptions {
@@ -83,6 +86,7 @@ impl Default for DriverOptions {
         Self {
             read_budget_bytes: 1 << 20,
             write_budget_bytes: 4 << 20,
+            timers: None,
         }
     }
 }

@@ -177,7 +177,7 @@ async fn session(
         }
     }
     let submitted = open.len() as u64;
-    handle.pump_now();
+    handle.commit();
     misuse(&handle, dice);
     if number.is_multiple_of(2) && dice.below(8) == 0 {
         stir(targets, dice).await;

@@ -41,6 +41,8 @@ pub(super) struct Core {
     /// Why nothing is taken any more.
     pub(super) fate: Option<Error>,
     pub(super) counters: Counters,
+    /// Commands were queued that [`Core::commit`] sends.
+    uncommitted: bool,
     /// Timers, health or geometry have changed and the watcher was not told.
     pub(super) changed: bool,
     pub(super) watcher: Option<Waker>,
@@ -107,6 +109,7 @@ impl Core {
             outage: Outage::default(),
             fate: None,
             counters: Counters::default(),
+            uncommitted: false,
             changed: false,
             watcher: None,
         }
@@ -300,6 +303,7 @@ impl Core {
                         job.sent_at = Some(now());
                     }
                     self.paths.note_sent(path, len_bytes);
+                    self.uncommitted = true;
                     return Sent::Yes;
                 }
                 Err(Refusal::Full) => return Sent::NotNow,
@@ -307,6 +311,17 @@ impl Core {
                     // Its endings are still to be collected, then it is down.
                     self.paths.get_mut(path).preference = None;
                     self.note_paths_changed();
+                }
+            }
+        }
+    }
+
+    /// Sends the commands that were queued on any path.
+    pub(super) fn commit(&mut self) {
+        if std::mem::take(&mut self.uncommitted) {
+            for (_, path) in self.paths.iter() {
+                if let Some(port) = &path.port {
+                    port.commit();
                 }
             }
         }

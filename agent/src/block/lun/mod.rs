@@ -132,6 +132,10 @@ impl BlockDevice for Lun {
         self.note_geometry();
     }
 
+    fn commit(&mut self) {
+        self.core.borrow_mut().commit();
+    }
+
     fn poll_complete(&mut self) -> Option<Completion> {
         let core = &mut *self.core.borrow_mut();
         if let Some(completion) = core.done.pop_front() {
@@ -164,6 +168,13 @@ pub enum PathNews {
 }
 
 impl LunControl {
+    /// Changes something, which may set requests free: their commands leave at once.
+    fn change(&self, change: impl FnOnce(&mut Core)) {
+        let core = &mut *self.core.borrow_mut();
+        change(core);
+        core.commit();
+    }
+
     /// Adds a path without a session.
     ///
     /// `haunted`: a session of an earlier daemon may still have commands at the target. Until it is known
@@ -181,29 +192,29 @@ impl LunControl {
     /// Forgets a path whose session is closed. What it left behind unanswered is then no more certain to be
     /// gone than before: a path with ghosts must be reinstated before it is removed.
     pub fn remove_path(&self, path: PathId) {
-        self.core.borrow_mut().remove_path(path.0);
+        self.change(|core| core.remove_path(path.0));
     }
 
     /// A login with the path's ISID succeeded, on whichever portal of the group: the session before it
     /// is gone at the target with all its commands (RFC 7143 6.3.5), and what it left is sent again.
     pub fn path_reinstated(&self, path: PathId) {
-        self.core.borrow_mut().on_reinstated(path.0);
+        self.change(|core| core.on_reinstated(path.0));
     }
 
     /// The path has a session and its unit was found to be the right one: it takes I/O from now on,
     /// as far as `preference` lets it.
     pub fn path_up(&self, path: PathId, port: Rc<Port>, preference: Preference) {
-        self.core.borrow_mut().on_path_up(path.0, port, preference);
+        self.change(|core| core.on_path_up(path.0, port, preference));
     }
 
     /// The path's facts were read again, and its unit is still the right one.
     pub fn path_examined(&self, path: PathId, preference: Preference) {
-        self.core.borrow_mut().on_examined(path.0, preference);
+        self.change(|core| core.on_examined(path.0, preference));
     }
 
     /// The path's facts could not be read: it takes no I/O until they were.
     pub fn path_unusable(&self, path: PathId) {
-        self.core.borrow_mut().on_unusable(path.0);
+        self.change(|core| core.on_unusable(path.0));
     }
 
     /// Takes no more I/O on the path; what is in flight there goes on. The end of its session is no loss.
@@ -270,7 +281,7 @@ impl LunControl {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&self, now: Instant) {
-        self.core.borrow_mut().handle_timeout(now);
+        self.change(|core| core.handle_timeout(now));
     }
 
     /// Ready when timers, health or geometry have changed since this was asked last.
@@ -325,12 +336,12 @@ impl LunControl {
 
     /// The unit may have lost what was written and not flushed.
     pub fn note_cache_loss(&self) {
-        self.core.borrow_mut().note_cache_loss();
+        self.change(Core::note_cache_loss);
     }
 
     /// Changes how long I/O waits for a path.
     pub fn set_recovery_timeout(&self, timeout: Option<Duration>) {
-        self.core.borrow_mut().set_recovery_timeout(timeout);
+        self.change(|core| core.set_recovery_timeout(timeout));
     }
 
     /// A port that takes commands now, for control commands.
@@ -343,13 +354,13 @@ impl LunControl {
 
     /// Another initiator holds a reservation: everything fails from now on, and nothing is sent.
     pub fn fence_off(&self) {
-        self.core.borrow_mut().end_with(Error::Fenced);
+        self.change(|core| core.end_with(Error::Fenced));
     }
 
     /// Ends every request that has no answer yet with `error`, and all that come; for a LUN that is taken
     /// away by force.
     pub fn fail_all(&self, error: Error) {
-        self.core.borrow_mut().fail_all(error);
+        self.change(|core| core.fail_all(error));
     }
 }
 

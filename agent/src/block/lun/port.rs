@@ -44,11 +44,14 @@ pub enum Ending {
 
 /// What carries commands to the target: a session in the product, a model in tests.
 pub trait Transport {
-    /// Queues a command.
+    /// Queues a command, which leaves with [`Transport::commit`].
     ///
     /// # Errors
     /// When the session is over or full; the command is given back by cloning beforehand.
     fn submit(&self, command: Command) -> Result<(), Refusal>;
+
+    /// Sends what is queued.
+    fn commit(&self);
 
     /// Queues a task management request; it ends as [`Ending::Managed`], or not at all when the session ends.
     ///
@@ -113,7 +116,7 @@ impl Port {
         command
     }
 
-    /// Sends an I/O command; the top bit of its tag is clear.
+    /// Queues an I/O command, which leaves with [`Port::commit`]; the top bit of its tag is clear.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -123,6 +126,11 @@ impl Port {
             "the top bit marks control commands"
         );
         self.transport.submit(self.command(tag, cdb, transfer))
+    }
+
+    /// Sends what is queued.
+    pub(super) fn commit(&self) {
+        self.transport.commit();
     }
 
     /// The next I/O command that ended. Endings of control commands go to their futures.
@@ -197,6 +205,7 @@ impl Port {
         self.transport
             .submit(command)
             .map_err(|_| Error::Unavailable)?;
+        self.transport.commit();
         match entry.ending().await {
             Some(Ending::Outcome(outcome)) => Ok(outcome),
             _ => Err(Error::Unavailable),

@@ -18,6 +18,7 @@ struct Script {
     commands: RefCell<VecDeque<Command>>,
     done: RefCell<VecDeque<(u64, Ending)>>,
     closed: Cell<bool>,
+    commits: Cell<u32>,
     room: Cell<Option<usize>>,
 }
 
@@ -35,6 +36,10 @@ impl Transport for Rc<Script> {
         }
         self.commands.borrow_mut().push_back(command);
         Ok(())
+    }
+
+    fn commit(&self) {
+        self.commits.set(self.commits.get() + 1);
     }
 
     fn manage(&self, tag: u64, _: TaskManagement) -> Result<(), Refusal> {
@@ -178,6 +183,23 @@ const WRITE10: u8 = 0x2a;
 const SYNC16: u8 = 0x91;
 const WRITE_SAME16: u8 = 0x93;
 const UNMAP: u8 = 0x42;
+
+#[test]
+fn commands_leave_with_a_commit_and_a_change_is_one() {
+    let (script, mut lun, control) = lun(profile());
+    lun.submit(write(1, false));
+    lun.submit(write(2, false));
+    assert_eq!(script.commits.get(), 0);
+    lun.commit();
+    lun.commit();
+    assert_eq!(script.commits.get(), 1, "the second had nothing to send");
+    control.path_unusable(PathId(0));
+    lun.submit(write(3, false));
+    lun.commit();
+    assert_eq!(script.commits.get(), 1, "there is no path");
+    control.path_examined(PathId(0), Some(1));
+    assert_eq!((script.opcodes().len(), script.commits.get()), (3, 2));
+}
 
 #[test]
 fn a_write_becomes_one_command_with_the_same_bytes() {

@@ -366,7 +366,6 @@ async fn flush_last(context: &Context) {
         id: 0,
         op: Op::Flush,
     });
-    client.pump();
     let answer = std::future::poll_fn(|cx| client.poll_complete(cx)).await;
     if let Some(Completion {
         result: Err(error), ..

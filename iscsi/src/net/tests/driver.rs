@@ -146,18 +146,39 @@ async fn reads_and_writes_pass() {
 }
 
 #[tokio::test]
-async fn pump_now_needs_no_task_switch() {
+async fn commit_needs_no_task_switch() {
     on_one_thread(async {
         let mut rig = Rig::new("", ConnectOptions::default()).await;
         // The driver must have run once to be asleep.
         tokio::task::yield_now().await;
         rig.handle.submit(read(1, 512)).unwrap();
         assert_eq!(rig.handle.counters().writes, 0);
-        rig.handle.pump_now();
+        rig.handle.commit();
         assert_eq!(rig.handle.counters().writes, 1);
         let itt = rig.peer.command().await.itt;
         rig.peer.answer_read(itt, &[1; 512]).await;
         assert_eq!(rig.event().await, good(1, &[1; 512]));
+    })
+    .await;
+}
+
+/// With others under way the driver sends, once for all that were queued in one turn of the runtime.
+#[tokio::test]
+async fn commits_in_one_turn_leave_in_one_write() {
+    on_one_thread(async {
+        let mut rig = Rig::new("", ConnectOptions::default()).await;
+        tokio::task::yield_now().await;
+        for tag in 1..=4 {
+            rig.handle.queue(read(tag, 512)).unwrap();
+            rig.handle.commit();
+        }
+        assert_eq!(rig.handle.counters().writes, 1, "the first, at once");
+        for tag in 1..=4 {
+            let itt = rig.peer.command().await.itt;
+            rig.peer.answer_read(itt, &[1; 512]).await;
+            assert_eq!(rig.event().await, good(tag, &[1; 512]));
+        }
+        assert_eq!(rig.handle.counters().writes, 2, "and the rest");
     })
     .await;
 }
@@ -186,7 +207,7 @@ async fn commands_from_inside_the_callback_leave_in_the_same_wake_up() {
                         *left.borrow_mut() -= 1;
                         if tag < 19 {
                             handle.submit(read(tag + 1, 512)).unwrap();
-                            handle.pump_now();
+                            handle.commit();
                         }
                     }
                 }
@@ -341,7 +362,7 @@ async fn a_deadline_set_later_is_met_although_the_timer_was_armed_before() {
                 ..read(1, 512)
             })
             .unwrap();
-        rig.handle.pump_now();
+        rig.handle.commit();
         let command = rig.peer.command().await;
         let Some(Pdu::TaskManagementRequest(abort)) = rig.peer.next().await else {
             panic!("no abort");
@@ -410,7 +431,7 @@ async fn a_dropped_driver_closes_the_session() {
         rig.driver.abort();
         assert!(rig.driver.await.unwrap_err().is_cancelled());
         assert_eq!(rig.handle.submit(read(1, 512)), Err(Misuse::Closed));
-        rig.handle.pump_now();
+        rig.handle.commit();
         assert!(matches!(
             rig.handle.poll_event(),
             Some(Event::Closed(CloseReason::Failed(Error::Lost(_))))
