@@ -48,7 +48,25 @@ impl Digests {
 /// CRC32C of one slice; faster than [`Crc32c`] for short ones.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
+    if by_carryless_multiplication() {
+        crc_fast::crc32_iscsi(bytes)
+    } else {
+        crc32c::crc32c(bytes)
+    }
+}
+
+/// Which of two libraries is the faster one on this machine. With the wide carry-less multiplication of
+/// AVX-512, `crc-fast` takes 62 GB/s and `crc32c`, which uses the instruction of SSE 4.2, 28; without,
+/// they take 18 and 24.
+fn by_carryless_multiplication() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("vpclmulqdq")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
+    }
 }
 
 /// A CRC32C that grows slice by slice.
@@ -66,10 +84,11 @@ impl Crc32c {
 
     /// Adds `bytes` at the end.
     pub fn update(&mut self, bytes: &[u8]) {
-        // The library's own state is some hundred bytes of constants; ours is the four that change.
-        let mut digest = Digest::new_with_init_state(Crc32Iscsi, u64::from(self.state));
-        digest.update(bytes);
-        self.state = digest.get_state() as u32;
+        self.state = if by_carryless_multiplication() {
+            state_by_multiplication(self.state, bytes)
+        } else {
+            state_by_instruction(self.state, bytes)
+        };
     }
 
     /// The checksum of all bytes so far.
@@ -77,6 +96,19 @@ impl Crc32c {
     pub const fn finish(self) -> u32 {
         self.state ^ XOR_OUT
     }
+}
+
+/// The state after `bytes`, by `crc-fast`.
+fn state_by_multiplication(state: u32, bytes: &[u8]) -> u32 {
+    // The library's own state is some hundred bytes of constants; ours is the four that change.
+    let mut digest = Digest::new_with_init_state(Crc32Iscsi, u64::from(state));
+    digest.update(bytes);
+    digest.get_state() as u32
+}
+
+/// The same by `crc32c`, which wants the checksum so far.
+fn state_by_instruction(state: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(state ^ XOR_OUT, bytes) ^ XOR_OUT
 }
 
 impl Default for Crc32c {
@@ -138,6 +170,16 @@ mod tests {
             let mut grown = Crc32c::new();
             parts.iter().for_each(|part| grown.update(part));
             prop_assert_eq!(grown.finish(), crc32c(&parts.concat()));
+        }
+
+        /// Which one is used depends on the machine.
+        #[test]
+        fn both_libraries_agree(
+            state in any::<u32>(),
+            bytes in proptest::collection::vec(any::<u8>(), 0..70_000),
+        ) {
+            prop_assert_eq!(state_by_multiplication(state, &bytes), state_by_instruction(state, &bytes));
+            prop_assert_eq!(crc_fast::crc32_iscsi(&bytes), crc32c::crc32c(&bytes));
         }
     }
 }
