@@ -56,8 +56,11 @@ impl ReceiveBuffer {
 
     /// Whether [`ReceiveBuffer::room`] can be had of the pool. Always true without one.
     pub fn has_room(&mut self) -> bool {
+        if self.pool == 0 {
+            return true;
+        }
         self.start_over();
-        if self.pool == 0 || self.room_left() >= ROOM_MIN_BYTES {
+        if self.room_left() >= ROOM_MIN_BYTES {
             return true;
         }
         let want = self.chunk_wanted();
