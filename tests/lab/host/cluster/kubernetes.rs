@@ -17,6 +17,7 @@ use berth_tests::csi::rig::{Access, Used, delete};
 use berth_tests::guest::control::{CSI_PORT, Node};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::DEADLINE;
 
@@ -90,21 +91,15 @@ impl Kubernetes {
             ..CreateVolumeRequest::default()
         };
         let mut controller = self.controller.clone();
-        let made = self.runtime.block_on(controller.create_volume(request));
-        let made = made.with_context(|| format!("CreateVolume {name}"))?;
-        made.into_inner()
-            .volume
-            .context("an answer without a volume")
+        let made = self.call("CreateVolume", name, controller.create_volume(request))?;
+        made.volume.context("an answer without a volume")
     }
 
     /// A claim and its volume are deleted.
     pub(crate) fn delete(&self, volume: &str) -> Result<()> {
         let mut controller = self.controller.clone();
-        let deleted = self
-            .runtime
-            .block_on(controller.delete_volume(delete(volume)));
-        deleted.with_context(|| format!("DeleteVolume {volume}"))?;
-        Ok(())
+        let deleting = controller.delete_volume(delete(volume));
+        self.call("DeleteVolume", volume, deleting).map(drop)
     }
 
     /// A pod that uses the volume is placed on a node: attached, staged and published there.
@@ -130,14 +125,16 @@ impl Kubernetes {
             ..ControllerPublishVolumeRequest::default()
         };
         let mut controller = self.controller.clone();
-        let answer = self
-            .runtime
-            .block_on(controller.controller_publish_volume(request));
-        let answer = answer.with_context(|| format!("ControllerPublishVolume {volume}, {node}"))?;
+        let publishing = controller.controller_publish_volume(request);
+        let answer = self.call(
+            "ControllerPublishVolume",
+            &format!("{volume}, {node}"),
+            publishing,
+        )?;
         Ok(Used {
             id: volume.to_owned(),
             node,
-            context: answer.into_inner().publish_context,
+            context: answer.publish_context,
             capability,
             staging: format!("{KUBELET}/staging/{volume}").into(),
             target: format!("{KUBELET}/pods/{volume}").into(),
@@ -146,18 +143,16 @@ impl Kubernetes {
 
     /// The attacher's part of a pod's end; also without kubelet's, when its node does not answer.
     pub(crate) fn detach(&self, used: &Used) -> Result<()> {
-        let Used { id, node, .. } = used;
         let request = ControllerUnpublishVolumeRequest {
-            volume_id: id.clone(),
-            node_id: self.kubelets[*node].id.clone(),
+            volume_id: used.id.clone(),
+            node_id: self.kubelets[used.node].id.clone(),
             ..ControllerUnpublishVolumeRequest::default()
         };
         let mut controller = self.controller.clone();
-        let answer = self
-            .runtime
-            .block_on(controller.controller_unpublish_volume(request));
-        answer.with_context(|| format!("ControllerUnpublishVolume {id}, {node}"))?;
-        Ok(())
+        let unpublishing = controller.controller_unpublish_volume(request);
+        let what = format!("{}, {}", used.id, used.node);
+        self.call("ControllerUnpublishVolume", &what, unpublishing)
+            .map(drop)
     }
 
     /// Kubelet's part of placing a pod.
@@ -166,28 +161,31 @@ impl Kubernetes {
         let mut client = client.clone();
         let (staging, pods) = (used.staging.to_string_lossy(), format!("{KUBELET}/pods"));
         node.run("mkdir", &["-p", &staging, &pods], DEADLINE)?;
-        let staged = self
-            .runtime
-            .block_on(client.node_stage_volume(used.stage()));
-        staged.with_context(|| format!("NodeStageVolume {}", used.id))?;
-        let shown = self
-            .runtime
-            .block_on(client.node_publish_volume(used.show()));
-        shown.with_context(|| format!("NodePublishVolume {}", used.id))?;
-        Ok(())
+        let staging = client.node_stage_volume(used.stage());
+        self.call("NodeStageVolume", &used.id, staging)?;
+        let showing = client.node_publish_volume(used.show());
+        self.call("NodePublishVolume", &used.id, showing).map(drop)
     }
 
     /// Kubelet's part of a pod's end.
     pub(crate) fn unmount(&self, used: &Used) -> Result<()> {
         let mut client = self.kubelets[used.node].client.clone();
-        let hidden = self
-            .runtime
-            .block_on(client.node_unpublish_volume(used.hide()));
-        hidden.with_context(|| format!("NodeUnpublishVolume {}", used.id))?;
-        let unstaged = self
-            .runtime
-            .block_on(client.node_unstage_volume(used.unstage()));
-        unstaged.with_context(|| format!("NodeUnstageVolume {}", used.id))?;
-        Ok(())
+        let hiding = client.node_unpublish_volume(used.hide());
+        self.call("NodeUnpublishVolume", &used.id, hiding)?;
+        let unstaging = client.node_unstage_volume(used.unstage());
+        self.call("NodeUnstageVolume", &used.id, unstaging)
+            .map(drop)
+    }
+
+    /// Waits for the answer of a driver; a refusal names the call and what it was about.
+    fn call<T>(
+        &self,
+        name: &str,
+        about: &str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        let answer = self.runtime.block_on(answer);
+        let answer = answer.with_context(|| format!("{name} {about}"))?;
+        Ok(answer.into_inner())
     }
 }
